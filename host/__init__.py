@@ -1,0 +1,3 @@
+"""modelhost: the front, dispatch, control and command line of one host."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,62 @@
+"""Documents in JSON and msgpack: one pair of functions for both, and the error document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from host.protocol.errors import Malformed, RequestError
+from host.protocol.messages import Encoding
+
+CONTENT_TYPES: Final = {Encoding.JSON: "application/json", Encoding.MSGPACK: "application/msgpack"}
+_MEDIA_TYPES: Final = {
+    "application/json": Encoding.JSON,
+    "application/msgpack": Encoding.MSGPACK,
+    "application/x-msgpack": Encoding.MSGPACK,
+}
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+def media_encoding(media_type: str) -> Encoding | None:
+    """The encoding of a media type (parameters are ignored), or None if it names neither."""
+    return _MEDIA_TYPES.get(media_type.partition(";")[0].strip().lower())
+
+
+def encode_document(value: Any, encoding: Encoding) -> bytes:
+    """Write a document of plain values (and msgspec structs, for JSON)."""
+    if encoding is Encoding.JSON:
+        return _encode_json(value)
+    return msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)))  # type: ignore[no-any-return]
+
+
+def decode_document(body: bytes, encoding: Encoding) -> Any:
+    """Read a document into plain values. Raises `Malformed`.
+
+    JSON goes through the standard library here, because it reads NaN and Infinity, which are no JSON but are
+    sent: the reader of the document can then name the input that holds them.
+    """
+    if not body:
+        raise Malformed(f"the body is empty: expected a {encoding.name} document")
+    try:
+        if encoding is Encoding.JSON:
+            return json.loads(body.decode("utf-8"))
+        # Not `msgpack.unpackb`: it allocates a list of the declared size before it has seen the elements.
+        return msgspec.msgpack.decode(body)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"the body is not UTF-8: byte 0x{body[error.start]:02x} at position {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Malformed(f"the body is not {encoding.name}: nested too deep") from error
+    # `TypeError`: an array or map as the key of a map.
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise Malformed(f"the body is not {encoding.name}: {error}") from error
+
+
+def error_document(error: RequestError, encoding: Encoding) -> bytes:
+    """The answer's body for an error: `{"error": ..., "code": ...}`."""
+    return encode_document({"error": str(error), "code": error.code}, encoding)

@@ -1,0 +1,143 @@
+"""Frames on the Unix socket between the front and a worker. Sans-I/O: bytes in, frames out.
+
+A frame is a fixed prefix of 12 bytes, little-endian, then a head and a body:
+
+    offset  size  field
+    0       2     magic, the bytes "MH"
+    2       1     version of the framing (1)
+    3       1     kind (`Kind`)
+    4       4     head size in bytes
+    8       4     body size in bytes
+    12            head: a msgpack array (`messages`), then the body: bytes that nobody between the ends reads
+
+Heads are arrays, so a newer peer may append fields and an older one ignores them; `version` changes only when
+the prefix does.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final, NamedTuple
+
+from host.protocol.errors import FrameError
+
+MAGIC: Final = b"MH"
+VERSION: Final = 1
+PREFIX: Final = struct.Struct("<2sBBII")
+PREFIX_BYTES: Final = PREFIX.size
+HEAD_MAX_BYTES: Final = 1 << 20
+"""A hello with the signature of a model of thousands of inputs stays far below this."""
+BODY_LIMIT_BYTES: Final = (1 << 32) - 1
+"""What the prefix can say at most; the limit in force is the decoder's own, and lower."""
+
+_KINDS: Final = 3
+
+
+class Kind(enum.IntEnum):
+    """What a frame carries."""
+
+    HELLO = 1
+    REQUEST = 2
+    RESPONSE = 3
+
+
+class TruncatedFrame(FrameError):
+    """The peer closed in the middle of a frame."""
+
+
+class FrameTooLarge(FrameError):
+    """A declared size exceeds the limit. Raised on the prefix, before a byte of it is kept."""
+
+
+class BadFrame(FrameError):
+    """The bytes are not a frame, or of a kind that this side does not take."""
+
+
+class UnknownFrameVersion(FrameError):
+    """The peer speaks another version of the framing."""
+
+
+class Frame(NamedTuple):
+    """One frame: its kind, the undecoded head and the body."""
+
+    kind: int
+    head: bytes
+    body: bytes
+
+
+def encode_frame(kind: int, head: bytes, body: bytes = b"") -> bytes:
+    """Join one frame. Raises `FrameTooLarge` if the body cannot be said in the prefix."""
+    if len(head) > HEAD_MAX_BYTES or len(body) > BODY_LIMIT_BYTES:
+        raise FrameTooLarge(
+            f"frame of kind {kind}: head of {len(head)} bytes (limit {HEAD_MAX_BYTES}), "
+            f"body of {len(body)} bytes (limit {BODY_LIMIT_BYTES})"
+        )
+    return PREFIX.pack(MAGIC, VERSION, kind, len(head), len(body)) + head + body
+
+
+class FrameDecoder:
+    """Cuts a stream of bytes into frames.
+
+    After an error the stream has no frame boundary any more: the connection must be closed.
+    """
+
+    def __init__(self, body_max_bytes: int) -> None:
+        self._body_max_bytes = body_max_bytes
+        self._pending = bytearray()
+        self._need_bytes = PREFIX_BYTES
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take what arrived; return the frames that are now whole, in order."""
+        pending = self._pending
+        if pending:
+            pending += data
+            if len(pending) < self._need_bytes:
+                return []
+            # Copied once here: slices of `bytes` below are what the frames keep.
+            data = bytes(pending)
+            pending.clear()
+        frames: list[Frame] = []
+        offset = 0
+        available = len(data)
+        while available - offset >= PREFIX_BYTES:
+            magic, version, kind, head_bytes, body_bytes = PREFIX.unpack_from(data, offset)
+            self._check(magic, version, kind, head_bytes, body_bytes)
+            head_start = offset + PREFIX_BYTES
+            body_start = head_start + head_bytes
+            end = body_start + body_bytes
+            if end > available:
+                self._need_bytes = end - offset
+                pending += data[offset:]
+                return frames
+            frames.append(Frame(kind, data[head_start:body_start], data[body_start:end]))
+            offset = end
+        self._need_bytes = PREFIX_BYTES
+        if offset < available:
+            pending += data[offset:]
+        return frames
+
+    def eof(self) -> None:
+        """Tell that the peer closed. Raises `TruncatedFrame` unless it was between two frames."""
+        if self._pending:
+            raise TruncatedFrame(
+                f"connection closed in the middle of a frame: expected at least {self._need_bytes} bytes, "
+                f"received {len(self._pending)}"
+            )
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of an unfinished frame."""
+        return len(self._pending)
+
+    def _check(self, magic: bytes, version: int, kind: int, head_bytes: int, body_bytes: int) -> None:
+        if magic != MAGIC:
+            raise BadFrame(f"not a frame: expected it to begin with {MAGIC!r}, received {magic!r}")
+        if version != VERSION:
+            raise UnknownFrameVersion(f"frame version: expected {VERSION}, received {version}")
+        if not 1 <= kind <= _KINDS:
+            raise BadFrame(f"frame kind: expected 1 to {_KINDS}, received {kind}")
+        if head_bytes > HEAD_MAX_BYTES:
+            raise FrameTooLarge(f"frame head: limit {HEAD_MAX_BYTES} bytes, declared {head_bytes}")
+        if body_bytes > self._body_max_bytes:
+            raise FrameTooLarge(f"frame body: limit {self._body_max_bytes} bytes, declared {body_bytes}")

@@ -1,0 +1,149 @@
+"""Heads of the frames: what the front and a worker tell each other beside the body.
+
+Arrays on the wire (`array_like`): fields are only ever appended, each with a default.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from host.protocol.errors import FrameError
+from host.protocol.frames import Kind, encode_frame
+from host.protocol.types import Signature
+
+NO_JSON_HEADER: Final = -1
+"""`json_bytes` of a body that is one JSON or msgpack document with nothing behind it."""
+
+
+class Operation(enum.IntEnum):
+    """What a request frame asks for."""
+
+    INFER = 1
+    """Open Inference Protocol inference: `v2`."""
+    PREDICT = 2
+    """TensorFlow Serving style prediction: `v1`."""
+    STATISTICS = 3
+    """The worker's counters, answered between two batches: `statistics`."""
+
+
+class Encoding(enum.IntEnum):
+    """How a document is written."""
+
+    JSON = 0
+    MSGPACK = 1
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[limits]` of a model package."""
+
+    timeout_ms: int = 1000
+    max_batch_rows: int = 256
+    max_queue: int = 1024
+    startup_s: int = 60
+    hang_s: int = 10
+    retry: bool = True
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """The first frame on a connection, from the worker: who answers here."""
+
+    model_name: str
+    model_version: str
+    slot: int
+    pid: int
+    platform: str
+    """The Open Inference Protocol's `platform`, as `lightgbm_text`."""
+    signature: Signature
+    limits: Limits
+    runtime_version: str = ""
+
+
+class RequestHead(msgspec.Struct, frozen=True, array_like=True):
+    """A request on its way to a worker. Times are CLOCK_MONOTONIC, which all processes of a host share."""
+
+    sequence: int
+    """Unique on its connection, chosen by the sender, echoed in the answer."""
+    operation: Operation
+    received_ns: int
+    deadline_ns: int
+    encoding: Encoding = Encoding.JSON
+    accept: Encoding = Encoding.JSON
+    json_bytes: int = NO_JSON_HEADER
+    """`Inference-Header-Content-Length` of the request."""
+    alone: bool = False
+    """Run in a batch of its own: it was in flight when a worker died."""
+    request_id: str = ""
+    traceparent: str = ""
+
+
+class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
+    """An answer, with the time that each stage took."""
+
+    sequence: int
+    status: int
+    encoding: Encoding = Encoding.JSON
+    json_bytes: int = NO_JSON_HEADER
+    rows: int = 0
+    """Rows of this request; 0 when it was not understood."""
+    batch_rows: int = 0
+    """Rows of the batch that it ran in."""
+    queue_ns: int = 0
+    """From the front's receipt to the start of its batch."""
+    inference_ns: int = 0
+    """Duration of the batch's `predict`."""
+    backlog_rows: int = 0
+    """Rows still waiting in the worker, over all its connections."""
+    row_service_ns: int = 0
+    """The worker's recent service time per row (exponential average)."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_decode_request = msgspec.msgpack.Decoder(RequestHead).decode
+_decode_response = msgspec.msgpack.Decoder(ResponseHead).decode
+
+
+class BadHead(FrameError):
+    """A frame's head is not the message that its kind promises."""
+
+
+def hello_frame(hello: Hello) -> bytes:
+    """Encode a hello."""
+    return encode_frame(Kind.HELLO, _encode(hello))
+
+
+def request_frame(head: RequestHead, body: bytes) -> bytes:
+    """Encode a request."""
+    return encode_frame(Kind.REQUEST, _encode(head), body)
+
+
+def response_frame(head: ResponseHead, body: bytes) -> bytes:
+    """Encode an answer."""
+    return encode_frame(Kind.RESPONSE, _encode(head), body)
+
+
+def read_hello(head: bytes) -> Hello:
+    """Decode a hello's head. Raises `BadHead`."""
+    try:
+        return _decode_hello(head)
+    except msgspec.DecodeError as error:
+        raise BadHead(f"hello: {error}") from error
+
+
+def read_request(head: bytes) -> RequestHead:
+    """Decode a request's head. Raises `BadHead`."""
+    try:
+        return _decode_request(head)
+    except msgspec.DecodeError as error:
+        raise BadHead(f"request: {error}") from error
+
+
+def read_response(head: bytes) -> ResponseHead:
+    """Decode an answer's head. Raises `BadHead`."""
+    try:
+        return _decode_response(head)
+    except msgspec.DecodeError as error:
+        raise BadHead(f"response: {error}") from error

@@ -1,0 +1,316 @@
+"""Open Inference Protocol v2 inference: requests and answers in JSON, msgpack, and with binary tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from host.protocol.documents import decode_document, encode_document
+from host.protocol.errors import InvalidInput, Malformed
+from host.protocol.messages import NO_JSON_HEADER, Encoding
+from host.protocol.tensors import (
+    Array,
+    array_from_bytes,
+    array_from_document,
+    array_from_values,
+    bytes_of,
+    check_shape,
+    refuse_non_finite,
+    scalar_type,
+    values_of,
+)
+from host.protocol.types import ITEM_BYTES, Signature, TensorSpec
+
+Parameters = dict[str, Any]
+Data = TypeVar("Data")
+
+_NO_DATA: Final = msgspec.Raw()
+
+
+class _Tensor(msgspec.Struct, Generic[Data]):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: Data
+    parameters: Parameters | None = None
+
+
+class _RawTensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = _NO_DATA
+    parameters: Parameters | None = None
+
+
+class _RequestedOutput(msgspec.Struct):
+    name: str
+    parameters: Parameters | None = None
+
+
+class _Document(msgspec.Struct, Generic[Data]):
+    inputs: list[_Tensor[Data]]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[_RequestedOutput] | None = None
+
+
+class _RawDocument(msgspec.Struct):
+    inputs: list[_RawTensor]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[_RequestedOutput] | None = None
+
+
+class _OutputTensor(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: Parameters | None = None
+    data: Any = None
+
+
+class _Answer(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[_OutputTensor]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that the model can take: one array per input, in the signature's order."""
+
+    arrays: tuple[Array, ...]
+    outputs: tuple[tuple[int, bool], ...]
+    """What is asked for: index into the signature's outputs, and whether as binary data."""
+    id: str | None = None
+    timeout_us: int | None = None
+
+
+class InferCodec:
+    """Reads requests for one model version and writes its answers."""
+
+    def __init__(self, model_name: str, model_version: str, signature: Signature) -> None:
+        self._model_name = model_name
+        self._model_version = model_version
+        self._signature = signature
+        self._inputs = {spec.name: index for index, spec in enumerate(signature.inputs)}
+        self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
+        self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
+        self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
+        # Most models take inputs of one scalar type: their documents are read in one typed pass.
+        scalars = {scalar_type(spec.datatype) for spec in signature.inputs if spec.datatype != "FP16"}
+        self._flat_json = _flat_decoder(scalars.pop()) if len(scalars) == 1 else None
+
+    # -- requests -----------------------------------------------------------------------------------
+    def decode(self, body: bytes, encoding: Encoding, json_bytes: int = NO_JSON_HEADER) -> InferRequest:
+        """Read a request. `json_bytes`: length of the JSON part where binary data follows it.
+
+        Raises `Malformed` and `InvalidInput`.
+        """
+        if json_bytes == NO_JSON_HEADER:
+            if encoding is Encoding.JSON and self._flat_json is not None:
+                try:
+                    document = self._flat_json.decode(body)
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    pass  # nested, binary or wrong: the general reader takes it or says what is wrong
+                else:
+                    return self._from_flat(document)
+            return self._from_document(body, encoding, memoryview(b""))
+        if json_bytes == 0:
+            return self._from_raw(body)
+        if not 0 < json_bytes <= len(body):
+            raise Malformed(
+                f"Inference-Header-Content-Length: expected 0 to {len(body)} (the body's size), received {json_bytes}"
+            )
+        return self._from_document(body[:json_bytes], Encoding.JSON, memoryview(body)[json_bytes:])
+
+    def _from_flat(self, document: _Document[list[Any]]) -> InferRequest:
+        arrays: list[Array | None] = [None] * len(self._inputs)
+        for tensor in document.inputs:
+            index, spec = self._slot_of(tensor.name, arrays)
+            check_shape(spec, tensor.datatype, tensor.shape)
+            if tensor.parameters and "binary_data_size" in tensor.parameters:
+                raise Malformed(f"input '{spec.name}': has both data and binary_data_size")
+            arrays[index] = array_from_values(spec, tensor.shape, tensor.data)
+        return self._finish(document, arrays)
+
+    def _from_document(self, body: bytes, encoding: Encoding, binary: memoryview) -> InferRequest:
+        try:
+            document: _RawDocument = _RAW_DECODERS[encoding].decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _explain_document(body, encoding, error)
+        arrays: list[Array | None] = [None] * len(self._inputs)
+        offset = 0
+        for tensor in document.inputs:
+            index, spec = self._slot_of(tensor.name, arrays)
+            check_shape(spec, tensor.datatype, tensor.shape)
+            size = (tensor.parameters or {}).get("binary_data_size")
+            has_data = tensor.data != b""
+            if size is None:
+                if not has_data:
+                    raise Malformed(f"input '{spec.name}': expected data or binary_data_size, received neither")
+                arrays[index] = array_from_document(spec, tensor.shape, tensor.data, encoding)
+                continue
+            if has_data:
+                raise Malformed(f"input '{spec.name}': has both data and binary_data_size")
+            size = _unsigned(f"input '{spec.name}': binary_data_size", size)
+            if size > len(binary) - offset:
+                raise Malformed(
+                    f"input '{spec.name}': binary_data_size is {size} bytes, "
+                    f"received {len(binary) - offset} bytes of binary data for it"
+                )
+            arrays[index] = array_from_bytes(spec, tensor.shape, binary[offset : offset + size])
+            offset += size
+        if offset != len(binary):
+            raise Malformed(f"binary data: the inputs declare {offset} bytes, received {len(binary)}")
+        return self._finish(document, arrays)
+
+    def _from_raw(self, body: bytes) -> InferRequest:
+        """The body is the one input's bytes (`Inference-Header-Content-Length: 0`)."""
+        if len(self._signature.inputs) != 1:
+            names = ", ".join(f"'{name}'" for name in self._inputs)
+            raise InvalidInput(f"a raw request needs a model of one input; this model takes {names}")
+        spec = self._signature.inputs[0]
+        array = array_from_bytes(spec, _raw_shape(spec, body), memoryview(body))
+        return InferRequest(arrays=(array,), outputs=self._all_binary)
+
+    def _slot_of(self, name: str, arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
+        index = self._inputs.get(name)
+        if index is None:
+            expected = ", ".join(f"'{known}'" for known in self._inputs)
+            raise InvalidInput(f"unknown input {name!r}: expected {expected}")
+        if arrays[index] is not None:
+            raise Malformed(f"input '{name}' is given twice")
+        return index, self._signature.inputs[index]
+
+    def _finish(self, document: _RawDocument | _Document[Any], arrays: list[Array | None]) -> InferRequest:
+        given: list[Array] = []
+        for spec, array in zip(self._signature.inputs, arrays, strict=True):
+            if array is None:
+                received = ", ".join(f"'{tensor.name}'" for tensor in document.inputs) or "none"
+                raise InvalidInput(f"input '{spec.name}' is missing: received {received}")
+            given.append(array)
+        parameters = document.parameters
+        if not parameters and document.outputs is None:
+            return InferRequest(tuple(given), self._all_outputs, document.id)
+        parameters = parameters or {}
+        timeout = parameters.get("timeout")
+        return InferRequest(
+            arrays=tuple(given),
+            outputs=self._requested(document.outputs, _flag(parameters, "binary_data_output", False)),
+            id=document.id,
+            timeout_us=None if timeout is None else _unsigned("parameter timeout (microseconds)", timeout),
+        )
+
+    def _requested(self, outputs: list[_RequestedOutput] | None, binary_default: bool) -> tuple[tuple[int, bool], ...]:
+        if outputs is None:
+            return self._all_binary if binary_default else self._all_outputs
+        requested: list[tuple[int, bool]] = []
+        for output in outputs:
+            index = self._outputs.get(output.name)
+            if index is None:
+                expected = ", ".join(f"'{known}'" for known in self._outputs)
+                raise InvalidInput(f"unknown output {output.name!r}: expected {expected}")
+            requested.append((index, _flag(output.parameters or {}, "binary_data", binary_default)))
+        return tuple(requested)
+
+    # -- answers ------------------------------------------------------------------------------------
+    def encode(self, request: InferRequest, outputs: Sequence[Array], encoding: Encoding) -> tuple[bytes, int]:
+        """Write an answer of one array per output of the signature.
+
+        Returns the body, and the length of its JSON part if binary data follows (else `NO_JSON_HEADER`).
+        In msgpack, binary data stands in `data` itself, as a `bin`. Raises `InvalidInput`.
+        """
+        tensors: list[_OutputTensor] = []
+        binary: list[bytes] = []
+        for index, as_binary in request.outputs:
+            spec, array = self._signature.outputs[index], outputs[index]
+            tensor = _OutputTensor(spec.name, spec.datatype, array.shape)
+            if as_binary and encoding is Encoding.JSON:
+                raw = bytes_of(spec.datatype, array)
+                tensor.parameters = {"binary_data_size": len(raw)}
+                binary.append(raw)
+            else:
+                tensor.data = _document_data(spec, array, as_binary, encoding)
+            tensors.append(tensor)
+        answer = _Answer(self._model_name, self._model_version, tensors, request.id)
+        document = encode_document(answer, encoding)
+        tail = b"".join(binary)
+        return (document + tail, len(document)) if tail else (document, NO_JSON_HEADER)
+
+
+def _document_data(spec: TensorSpec, array: Array, as_binary: bool, encoding: Encoding) -> Any:
+    if encoding is Encoding.JSON:
+        return values_of(spec.name, spec.datatype, array)
+    if as_binary or spec.datatype == "FP16":
+        return bytes_of(spec.datatype, array)
+    return array.ravel().tolist()
+
+
+def _raw_shape(spec: TensorSpec, body: bytes) -> tuple[int, ...]:
+    """The shape of a raw request: at most one dimension may be variable, and the size decides it."""
+    item_bytes = ITEM_BYTES[spec.datatype]
+    if item_bytes is None:
+        return (1,) * len(spec.shape)
+    variable = [axis for axis, dim in enumerate(spec.shape) if dim == -1]
+    if len(variable) > 1:
+        raise InvalidInput(f"input '{spec.name}': a raw request needs at most one variable dimension")
+    fixed_bytes = item_bytes
+    for dim in spec.shape:
+        fixed_bytes *= dim if dim != -1 else 1
+    if not variable or fixed_bytes == 0:
+        return spec.shape
+    rows, rest = divmod(len(body), fixed_bytes)
+    if rest:
+        raise Malformed(f"input '{spec.name}': expected a multiple of {fixed_bytes} bytes, received {len(body)} bytes")
+    return tuple(rows if dim == -1 else dim for dim in spec.shape)
+
+
+def _unsigned(what: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise Malformed(f"{what}: expected a whole number >= 0, received {value!r}")
+    return value
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise Malformed(f"parameter {name}: expected true or false, received {value!r}")
+    return value
+
+
+def _explain_document(body: bytes, encoding: Encoding, error: Exception) -> NoReturn:
+    """Raise the best error for a document that the typed reader refused."""
+    document = decode_document(body, encoding)
+    if encoding is Encoding.JSON and isinstance(document, dict):
+        inputs = document.get("inputs")
+        for position, tensor in enumerate(inputs if isinstance(inputs, list) else []):
+            if isinstance(tensor, dict):
+                refuse_non_finite(str(tensor.get("name", position)), tensor.get("data"))
+    raise Malformed(f"not an inference request: {_located(error, document)}") from error
+
+
+def _located(error: Exception, document: Any) -> str:
+    """msgspec's message with the input's name beside its position, as in `$.inputs[0].shape`."""
+    text = str(error)
+    for position, tensor in enumerate(document.get("inputs") or [] if isinstance(document, dict) else []):
+        if f"$.inputs[{position}]" in text and isinstance(tensor, dict) and "name" in tensor:
+            return f"{text} (input {tensor['name']!r})"
+    return text
+
+
+@cache
+def _flat_decoder(scalar: type) -> msgspec.json.Decoder[_Document[list[Any]]]:
+    return msgspec.json.Decoder(_Document[list[scalar]])  # type: ignore[valid-type]
+
+
+_RAW_DECODERS: Final[dict[Encoding, Any]] = {
+    Encoding.JSON: msgspec.json.Decoder(_RawDocument),
+    Encoding.MSGPACK: msgspec.msgpack.Decoder(_RawDocument),
+}

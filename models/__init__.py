@@ -1,0 +1,1 @@
+"""The model worker: its loop, batching, runtimes, and the bundled example models."""

@@ -1,0 +1,1 @@
+"""supervisord's configuration: one template and the pure renderer of per-model programs."""
