@@ -31,7 +31,7 @@ HEAD_MAX_BYTES: Final = 1 << 20
 BODY_LIMIT_BYTES: Final = (1 << 32) - 1
 """What the prefix can say at most; the limit in force is the decoder's own, and lower."""
 
-_KINDS: Final = 3
+_KINDS: Final = 4
 
 
 class Kind(enum.IntEnum):
@@ -40,6 +40,8 @@ class Kind(enum.IntEnum):
     HELLO = 1
     REQUEST = 2
     RESPONSE = 3
+    GOODBYE = 4
+    """From a worker that is stopping: send no more; what was sent is still answered. The front closes."""
 
 
 class TruncatedFrame(FrameError):

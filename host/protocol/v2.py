@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -104,8 +103,10 @@ class InferCodec:
         self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
         self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
         # Most models take inputs of one scalar type: their documents are read in one typed pass.
-        scalars = {scalar_type(spec.datatype) for spec in signature.inputs if spec.datatype != "FP16"}
-        self._flat_json = _flat_decoder(scalars.pop()) if len(scalars) == 1 else None
+        # FP16 cannot travel in a document, so a model that takes it never has one of these.
+        scalars = {None if spec.datatype == "FP16" else scalar_type(spec.datatype) for spec in signature.inputs}
+        scalar = scalars.pop() if len(scalars) == 1 else None
+        self._flat_json = None if scalar is None else _FLAT_DECODERS[scalar]
 
     # -- requests -----------------------------------------------------------------------------------
     def decode(self, body: bytes, encoding: Encoding, json_bytes: int = NO_JSON_HEADER) -> InferRequest:
@@ -305,11 +306,13 @@ def _located(error: Exception, document: Any) -> str:
     return text
 
 
-@cache
-def _flat_decoder(scalar: type) -> msgspec.json.Decoder[_Document[list[Any]]]:
-    return msgspec.json.Decoder(_Document[list[scalar]])  # type: ignore[valid-type]
-
-
+# Made at import, all of them: msgspec looks annotations up by the module's name, which a worker gives away later.
+_FLAT_DECODERS: Final[dict[type, msgspec.json.Decoder[_Document[list[Any]]]]] = {
+    bool: msgspec.json.Decoder(_Document[list[bool]]),
+    int: msgspec.json.Decoder(_Document[list[int]]),
+    float: msgspec.json.Decoder(_Document[list[float]]),
+    str: msgspec.json.Decoder(_Document[list[str]]),
+}
 _RAW_DECODERS: Final[dict[Encoding, Any]] = {
     Encoding.JSON: msgspec.json.Decoder(_RawDocument),
     Encoding.MSGPACK: msgspec.msgpack.Decoder(_RawDocument),

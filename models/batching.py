@@ -1,0 +1,82 @@
+"""What runs next. Pure: no clock, no socket.
+
+Natural batching: a batch is whatever arrived while the last one ran, up to the model's limit of rows. A request
+alone never waits for company, and load by itself makes the batches large.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+
+class Batchable(Protocol):
+    """What batching needs to know of a waiting call."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that it adds to a batch."""
+        ...
+
+    @property
+    def join_key(self) -> Hashable:
+        """Calls of equal keys may run in one batch; None never joins."""
+        ...
+
+
+CallT = TypeVar("CallT", bound=Batchable)
+
+
+class Backlog(Generic[CallT]):
+    """Calls that wait, in order of arrival per connection."""
+
+    def __init__(self, max_batch_rows: int) -> None:
+        self._max_batch_rows = max_batch_rows
+        self._queues: OrderedDict[Hashable, deque[CallT]] = OrderedDict()
+        self.rows = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def add(self, connection: Hashable, call: CallT) -> None:
+        """Queue a call behind the others of its connection."""
+        queue = self._queues.get(connection)
+        if queue is None:
+            queue = self._queues[connection] = deque()
+        queue.append(call)
+        self.rows += call.rows
+
+    def drop(self, connection: Hashable) -> None:
+        """Forget the calls of a connection that is gone: nobody would read their answers."""
+        self.rows -= sum(call.rows for call in self._queues.pop(connection, ()))
+
+    def take(self) -> list[CallT]:
+        """Take the next batch: at most `max_batch_rows` rows of one join key, connections in turn.
+
+        A connection whose first call does not fit waits for the next batch, so its own order is kept; the
+        connection that was served first goes to the end, so one that floods does not starve another.
+        """
+        batch: list[CallT] = []
+        rows = 0
+        key: Hashable = None
+        waiting = list(self._queues)
+        while waiting:
+            passed: list[Hashable] = []
+            for connection in waiting:
+                queue = self._queues[connection]
+                call = queue[0]
+                if batch and (key is None or call.join_key != key or rows + call.rows > self._max_batch_rows):
+                    continue
+                key = call.join_key
+                batch.append(queue.popleft())
+                rows += call.rows
+                if queue:
+                    passed.append(connection)
+                else:
+                    del self._queues[connection]
+            waiting = passed
+        if self._queues and batch:
+            self._queues.move_to_end(next(iter(self._queues)))
+        self.rows -= rows
+        return batch

@@ -1,0 +1,234 @@
+"""The worker's loop: one thread, one epoll, all connections.
+
+Each turn reads every frame that is waiting, then runs one batch, then writes the answers: while a batch runs, the
+next one gathers in the sockets. Nothing here polls and no timer decides about a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from host.protocol.errors import FrameError, RequestError
+from host.protocol.frames import FrameDecoder, Kind, encode_frame
+from host.protocol.messages import Hello, Operation, hello_frame, read_request
+from models.batching import Backlog
+from models.service import Call, Service
+
+logger = logging.getLogger("modelhost.worker")
+
+_READ_BYTES: Final = 256 * 1024
+_UNREAD_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Answers that a front has not read; beyond it the worker reads no more requests from that front."""
+_BACKLOG: Final = 128
+"""Connections that may wait for `accept`: fronts and control processes are few."""
+
+
+class Connection:
+    """One front."""
+
+    __slots__ = ("decoder", "interest", "sock", "unread")
+
+    def __init__(self, sock: socket.socket, body_max_bytes: int) -> None:
+        self.sock = sock
+        self.decoder = FrameDecoder(body_max_bytes)
+        self.unread = bytearray()
+        self.interest = select.EPOLLIN
+
+
+class Server:
+    """Serves one `Service` on one Unix socket until `stop` is called and the work at hand is answered."""
+
+    def __init__(self, service: Service, hello: Hello, path: Path, body_max_bytes: int) -> None:
+        self._service = service
+        self._hello = hello_frame(hello)
+        self._path = path
+        self._body_max_bytes = body_max_bytes
+        self._backlog: Backlog[Call] = Backlog(service.package.limits.max_batch_rows)
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        # A signal handler can only set a flag; a byte on this pair wakes the loop to look at it.
+        self._wake_out, self._wake_in = socket.socketpair()
+        for end in (self._wake_out, self._wake_in):
+            end.setblocking(False)
+        self._stopping = False
+
+    @property
+    def wakeup_fd(self) -> int:
+        """Where `signal.set_wakeup_fd` writes."""
+        return self._wake_in.fileno()
+
+    def stop(self) -> None:
+        """Take no new connections, tell the fronts, answer what was received. Safe in a signal handler."""
+        self._stopping = True
+
+    def listen(self) -> None:
+        """Make the socket appear, whole: bound and listening under another name, then renamed over the old one."""
+        hidden = self._path.with_name(f".{self._path.name}.new")
+        hidden.unlink(missing_ok=True)
+        self._listener.bind(str(hidden))
+        hidden.chmod(0o600)
+        self._listener.listen(_BACKLOG)
+        hidden.rename(self._path)
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._epoll.register(self._wake_out, select.EPOLLIN)
+
+    def serve(self, drain_s: float) -> None:
+        """Run until stopped and drained; `drain_s` bounds the draining."""
+        deadline = 0.0
+        while True:
+            if self._stopping:
+                if not deadline:
+                    deadline = time.monotonic() + drain_s
+                    self._say_goodbye()
+                if not self._connections or time.monotonic() >= deadline:
+                    break
+            self._turn(0.0 if self._backlog else deadline - time.monotonic() if deadline else -1.0)
+        self._close()
+
+    def _turn(self, timeout_s: float) -> None:
+        for fd, events in self._epoll.poll(timeout_s):
+            connection = self._connections.get(fd)
+            if connection is not None:
+                if events & select.EPOLLOUT:
+                    self._write(fd, connection)
+                if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+                    self._read(fd, connection)
+            elif fd == self._wake_out.fileno():
+                self._wake_out.recv(4096)
+            elif fd == self._listener.fileno():
+                self._accept()
+        if self._backlog:
+            self._run_batch()
+
+    def _run_batch(self) -> None:
+        batch = self._backlog.take()
+        answers = self._service.run(batch, time.monotonic_ns(), self._backlog.rows)
+        by_connection: dict[int, list[bytes]] = {}
+        for call, answer in zip(batch, answers, strict=True):
+            by_connection.setdefault(call.connection, []).append(answer)
+        for fd, frames in by_connection.items():
+            self._send(fd, frames)
+
+    # -- connections ------------------------------------------------------------------------------------
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.error("cannot accept a connection: %s", error)
+                return
+            sock.setblocking(False)
+            self._connections[sock.fileno()] = Connection(sock, self._body_max_bytes)
+            self._epoll.register(sock, select.EPOLLIN)
+            self._send(sock.fileno(), [self._hello])
+
+    def _read(self, fd: int, connection: Connection) -> None:
+        try:
+            data = connection.sock.recv(_READ_BYTES)
+            if not data:
+                connection.decoder.eof()
+                self._drop(fd)
+                return
+            frames = connection.decoder.feed(data)
+        except BlockingIOError:
+            return
+        except (FrameError, OSError) as error:
+            logger.warning("connection closed: %s", error)
+            self._drop(fd)
+            return
+        refusals: list[bytes] = []
+        for frame in frames:
+            try:
+                self._receive(fd, frame.kind, frame.head, frame.body, refusals)
+            except FrameError as error:
+                logger.warning("connection closed: %s", error)
+                self._drop(fd)
+                return
+        if refusals:
+            self._send(fd, refusals)
+
+    def _receive(self, fd: int, kind: int, head_bytes: bytes, body: bytes, answers: list[bytes]) -> None:
+        if kind != Kind.REQUEST:
+            raise FrameError(f"expected a request frame, received kind {kind}")
+        head = read_request(head_bytes)
+        if head.operation is Operation.STATISTICS:
+            answers.append(self._service.statistics_answer(head))
+            return
+        try:
+            call = self._service.decode(head, body, fd)
+        except RequestError as error:
+            answers.append(self._service.refusal(head, error))
+            return
+        self._backlog.add(fd, call)
+
+    def _send(self, fd: int, frames: list[bytes]) -> None:
+        connection = self._connections.get(fd)
+        if connection is None:
+            return
+        data = b"".join(frames)
+        if not connection.unread:
+            try:
+                sent = connection.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._drop(fd)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        connection.unread += data
+        self._watch(fd, connection)
+
+    def _write(self, fd: int, connection: Connection) -> None:
+        try:
+            sent = connection.sock.send(connection.unread)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(fd)
+            return
+        del connection.unread[:sent]
+        self._watch(fd, connection)
+
+    def _watch(self, fd: int, connection: Connection) -> None:
+        """Ask epoll for what matters now: a front that does not read its answers is not read either."""
+        interest = 0
+        if connection.unread:
+            interest |= select.EPOLLOUT
+        if len(connection.unread) <= _UNREAD_MAX_BYTES:
+            interest |= select.EPOLLIN
+        if interest != connection.interest:
+            connection.interest = interest
+            self._epoll.modify(fd, interest)
+
+    def _drop(self, fd: int) -> None:
+        connection = self._connections.pop(fd, None)
+        if connection is None:
+            return
+        self._backlog.drop(fd)
+        self._epoll.unregister(fd)
+        connection.sock.close()
+
+    # -- the end ----------------------------------------------------------------------------------------
+    def _say_goodbye(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._epoll.unregister(self._listener)
+        self._listener.close()
+        for fd in list(self._connections):
+            self._send(fd, [encode_frame(Kind.GOODBYE, b"")])
+
+    def _close(self) -> None:
+        for fd in list(self._connections):
+            self._drop(fd)
+        self._epoll.close()
+        self._wake_in.close()
+        self._wake_out.close()

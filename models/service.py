@@ -1,0 +1,224 @@
+"""One model in one process: requests in, batches through the runtime, answers out. No sockets here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from host.protocol.documents import encode_document, error_document
+from host.protocol.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    InvalidOutput,
+    Malformed,
+    ModelFailed,
+    RequestError,
+    http_status,
+)
+from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead, response_frame
+from host.protocol.package import Package
+from host.protocol.tensors import Array, checked_output
+from host.protocol.v1 import PredictCodec, PredictRequest
+from host.protocol.v2 import InferCodec, InferRequest
+from models.runtimes import Runtime
+from models.statistics import ModelStatistics
+
+logger = logging.getLogger("modelhost.worker")
+
+_SERVICE_TIME_WEIGHT: Final = 0.2
+"""Weight of the newest batch in the average service time: the last ten or so batches count."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Call:
+    """A request that was understood and waits for its batch."""
+
+    head: RequestHead
+    request: InferRequest | PredictRequest
+    rows: int
+    join_key: Hashable
+    deadline_ns: int
+    connection: int
+    """Where its answer goes; the service only carries it."""
+
+
+class Service:
+    """Decodes, runs and encodes for one model. `now_ns` is CLOCK_MONOTONIC, or a test's clock."""
+
+    def __init__(self, package: Package, runtime: Runtime) -> None:
+        self.package = package
+        self._runtime = runtime
+        self._signature = package.signature
+        self._max_batch_rows = package.limits.max_batch_rows
+        self._infer = InferCodec(package.name, package.version, package.signature)
+        self._predict = PredictCodec(package.signature)
+        # Requests whose inner dimensions differ cannot be joined; where none is variable, all can.
+        self._inner_varies = any(-1 in spec.shape[1:] for spec in package.signature.inputs)
+        self._row_service_ns = 0.0
+        self.statistics = ModelStatistics(package.name, package.version)
+
+    # -- in ---------------------------------------------------------------------------------------------
+    def decode(self, head: RequestHead, body: bytes, connection: int = 0) -> Call:
+        """Read and check one request. Raises `RequestError`."""
+        start_ns = time.perf_counter_ns()
+        deadline_ns = head.deadline_ns
+        request: InferRequest | PredictRequest
+        try:
+            if head.operation is Operation.PREDICT:
+                request = self._predict.decode(body, head.encoding)
+            else:
+                request = self._infer.decode(body, head.encoding, head.json_bytes)
+                if request.timeout_us is not None:
+                    deadline_ns = min(deadline_ns, head.received_ns + request.timeout_us * 1000)
+        except RecursionError as error:
+            raise Malformed("the body is nested too deep") from error
+        rows, join_key = self._joining(request.arrays, head.alone)
+        self.statistics.inference_stats.compute_input.add(time.perf_counter_ns() - start_ns)
+        return Call(
+            head=head,
+            request=request,
+            rows=rows,
+            join_key=join_key,
+            deadline_ns=deadline_ns,
+            connection=connection,
+        )
+
+    def _joining(self, arrays: Sequence[Array], alone: bool) -> tuple[int, Hashable]:
+        if not self._signature.batchable:
+            return 1, None
+        rows = len(arrays[0])
+        for spec, array in zip(self._signature.inputs[1:], arrays[1:], strict=True):
+            if len(array) != rows:
+                raise InvalidInput(
+                    f"input '{spec.name}': expected {rows} rows as in '{self._signature.inputs[0].name}', "
+                    f"received {len(array)}"
+                )
+        if not 1 <= rows <= self._max_batch_rows:
+            raise InvalidInput(
+                f"input '{self._signature.inputs[0].name}': expected 1 to {self._max_batch_rows} rows "
+                f"(the model's max_batch_rows), received {rows}"
+            )
+        if alone:
+            return rows, None
+        return rows, tuple(array.shape[1:] for array in arrays) if self._inner_varies else True
+
+    # -- through ----------------------------------------------------------------------------------------
+    def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
+        """Answer a batch: one response frame per call, in order. Never raises for a request or a model."""
+        late = [call for call in batch if call.deadline_ns <= now_ns]
+        live = [call for call in batch if call.deadline_ns > now_ns] if late else batch
+        answers: dict[int, bytes] = {
+            id(call): self._refused(call, DeadlineExceeded("deadline passed while waiting in the worker"), now_ns)
+            for call in late
+        }
+        if live:
+            answers.update(zip(map(id, live), self._execute(live, now_ns, backlog_rows), strict=True))
+        return [answers[id(call)] for call in batch]
+
+    def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
+        rows = sum(call.rows for call in batch)
+        start_ns = time.perf_counter_ns()
+        try:
+            outputs = self.predict([call.request.arrays for call in batch], rows)
+        except Exception:
+            if len(batch) == 1:
+                return [self._failed(batch[0], now_ns)]
+            # Only the guilty request fails: each is run once more by itself.
+            logger.warning("a batch of %d requests failed; running each alone", len(batch))
+            return [self._execute([call], now_ns, backlog_rows)[0] for call in batch]
+        inference_ns = time.perf_counter_ns() - start_ns
+        self._count_batch(batch, rows, now_ns, inference_ns)
+        answers: list[bytes] = []
+        start = 0
+        for call in batch:
+            end = start + call.rows
+            part = [output[start:end] for output in outputs] if len(batch) > 1 else outputs
+            start = end
+            answers.append(self._answer(call, part, now_ns, rows, inference_ns, backlog_rows))
+        self.statistics.inference_stats.compute_output.add(time.perf_counter_ns() - start_ns - inference_ns, len(batch))
+        return answers
+
+    def predict(self, requests: Sequence[Sequence[Array]], rows: int) -> list[Array]:
+        """Run the model on the rows of several requests; return one checked array per output.
+
+        Raises `InvalidOutput`, and whatever the model raises.
+        """
+        if len(requests) == 1:
+            inputs: Sequence[Array] = requests[0]
+        else:
+            inputs = [np.concatenate(parts) for parts in zip(*requests, strict=True)]
+        outputs = self._runtime.predict(inputs)
+        specs = self._signature.outputs
+        if len(outputs) != len(specs):
+            raise InvalidOutput(f"expected {len(specs)} outputs, the model returned {len(outputs)}")
+        expected_rows = rows if self._signature.batchable else None
+        return [checked_output(spec, output, expected_rows) for spec, output in zip(specs, outputs, strict=True)]
+
+    def _count_batch(self, batch: Sequence[Call], rows: int, now_ns: int, inference_ns: int) -> None:
+        counted = self.statistics
+        counted.execution_count += 1
+        counted.inference_count += rows
+        counted.last_inference = int(time.time() * 1000)
+        counted.inference_stats.compute_infer.add(inference_ns)
+        queue_ns = sum(now_ns - call.head.received_ns for call in batch)
+        counted.inference_stats.queue.add(queue_ns, len(batch))
+        counted.inference_stats.success.add(queue_ns + inference_ns * len(batch), len(batch))
+        newest = inference_ns / rows
+        weight = _SERVICE_TIME_WEIGHT if self._row_service_ns else 1.0
+        self._row_service_ns += weight * (newest - self._row_service_ns)
+
+    # -- out --------------------------------------------------------------------------------------------
+    def _answer(
+        self, call: Call, outputs: Sequence[Array], now_ns: int, batch_rows: int, inference_ns: int, backlog_rows: int
+    ) -> bytes:
+        head = call.head
+        try:
+            if isinstance(call.request, InferRequest):
+                body, json_bytes = self._infer.encode(call.request, outputs, head.accept)
+            else:
+                body, json_bytes = self._predict.encode(call.request, outputs, head.accept), NO_JSON_HEADER
+        except RequestError as error:
+            return self._refused(call, error, now_ns)
+        answer = ResponseHead(
+            sequence=head.sequence,
+            status=200,
+            encoding=head.accept,
+            json_bytes=json_bytes,
+            rows=call.rows,
+            batch_rows=batch_rows,
+            queue_ns=now_ns - head.received_ns,
+            inference_ns=inference_ns,
+            backlog_rows=backlog_rows,
+            row_service_ns=int(self._row_service_ns),
+        )
+        return response_frame(answer, body)
+
+    def _failed(self, call: Call, now_ns: int) -> bytes:
+        # The caller learns that the model failed; why stands in the log, with the request's id.
+        logger.exception("request %s: the model failed", call.head.request_id)
+        return self._refused(call, ModelFailed("the model failed; its log has the details"), now_ns)
+
+    def _refused(self, call: Call, error: RequestError, now_ns: int) -> bytes:
+        return self.refusal(call.head, error, call.rows, now_ns - call.head.received_ns)
+
+    def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> bytes:
+        """The answer to a request that gets no result, in the encoding that it came in."""
+        self.statistics.inference_stats.fail.add(queue_ns)
+        answer = ResponseHead(
+            sequence=head.sequence,
+            status=http_status(error),
+            encoding=head.encoding,
+            rows=rows,
+            queue_ns=queue_ns,
+        )
+        return response_frame(answer, error_document(error, head.encoding))
+
+    def statistics_answer(self, head: RequestHead) -> bytes:
+        """The answer to `Operation.STATISTICS`: this worker's `ModelStatistics` as JSON."""
+        body = encode_document(self.statistics, Encoding.JSON)
+        return response_frame(ResponseHead(sequence=head.sequence, status=200), body)
