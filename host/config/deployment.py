@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -37,7 +36,7 @@ def write_deployment(path: Path, deployment: Deployment) -> None:
     """Write the deployment in force, atomically."""
     part = path.with_name(f".{path.name}.new")
     part.write_bytes(msgspec.json.format(msgspec.json.encode(deployment), indent=1) + b"\n")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def read_deployment(path: Path) -> Deployment:
