@@ -107,12 +107,6 @@ class ModelNotReady(Overloaded):
     code = "MODEL_NOT_READY"
 
 
-class Draining(Overloaded):
-    """The host is stopping and takes no new work."""
-
-    code = "DRAINING"
-
-
 # -- time ---------------------------------------------------------------------------------------------
 class DeadlineExceeded(RequestError):
     """The request's deadline passed; the message says where it was lost."""
@@ -157,7 +151,6 @@ HTTP_STATUS: Final[dict[type[RequestError], int]] = {
     Overloaded: 503,
     QueueFull: 503,
     ModelNotReady: 503,
-    Draining: 503,
     DeadlineExceeded: 504,
     ModelFailed: 500,
     InvalidOutput: 500,

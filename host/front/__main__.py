@@ -1,0 +1,54 @@
+"""`python -m host.front`: one front process, as supervisord starts it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import uvloop
+
+from host.front.server import FrontOptions, serve_front
+from host.protocol.errors import ConfigError, HostError
+from host.protocol.process import die_with_parent
+
+
+def main() -> int:
+    """Run a front; exit code 0 after a drain, 1 if it cannot listen, 2 if the run directory is wrong."""
+    parser = argparse.ArgumentParser(prog="modelhost-front", description="One front process of a host.")
+    parser.add_argument("--run-dir", type=Path, required=True, help="run directory of the host")
+    parser.add_argument("--address", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on (default %(default)s)")
+    parser.add_argument("--index", type=int, default=0, help="number of this front, for its log")
+    parser.add_argument("--max-body-bytes", type=int, default=64 << 20, help="largest body (default %(default)s)")
+    parser.add_argument("--max-connections", type=int, default=4096, help="connections (default %(default)s)")
+    parser.add_argument("--keepalive-s", type=float, default=75.0, help="idle connections close (default %(default)s)")
+    parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish requests (default %(default)s)")
+    options = parser.parse_args()
+    die_with_parent()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s front:{options.index} %(message)s"
+    )
+    front = FrontOptions(
+        run_dir=options.run_dir,
+        address=options.address,
+        port=options.port,
+        max_body_bytes=options.max_body_bytes,
+        max_connections=options.max_connections,
+        keepalive_s=options.keepalive_s,
+        drain_s=options.drain_s,
+    )
+    try:
+        uvloop.run(serve_front(front))
+    except ConfigError as error:
+        logging.error("%s", error)
+        return 2
+    except HostError as error:
+        logging.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

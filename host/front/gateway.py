@@ -1,0 +1,211 @@
+"""The thin shell around `host.dispatch`: futures for clients, frames for workers, one timer for deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, assert_never
+
+from host.config.deployment import DeployedModel
+from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
+from host.front.links import Link
+from host.protocol.documents import decode_document
+from host.protocol.errors import RequestError
+from host.protocol.messages import (
+    NO_JSON_HEADER,
+    Encoding,
+    Hello,
+    Operation,
+    RequestHead,
+    ResponseHead,
+    request_frame,
+)
+
+logger = logging.getLogger("modelhost.front")
+
+STATISTICS_TIMEOUT_S: Final = 1.0
+"""A worker answers between two batches; one that takes longer is left out of the sum."""
+
+_NS_PER_S: Final = 1_000_000_000
+
+
+@dataclass(slots=True, kw_only=True)
+class InferenceCall:
+    """What a client asks of a model: everything that goes to the worker, the body untouched."""
+
+    operation: Operation
+    body: bytes
+    received_ns: int
+    deadline_ns: int
+    encoding: Encoding = Encoding.JSON
+    accept: Encoding = Encoding.JSON
+    json_bytes: int = NO_JSON_HEADER
+    request_id: str = ""
+    traceparent: str = ""
+
+
+Result = tuple[ResponseHead, bytes]
+
+
+class Gateway:
+    """Runs calls on workers. Implements `LinkOwner`; everything happens on one event loop."""
+
+    def __init__(self, models: Iterable[DeployedModel], loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.dispatcher = Dispatcher()
+        for model in models:
+            self.dispatcher.declare((model.name, model.version), model.limits)
+        self._sequences = itertools.count(1)
+        self._calls: dict[int, tuple[InferenceCall, asyncio.Future[Result]]] = {}
+        self._asked: dict[int, asyncio.Future[Result]] = {}
+        self._links: dict[int, Link] = {}
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_ns = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that wait for their answer."""
+        return len(self._calls)
+
+    def ready_workers(self, key: PoolKey) -> int:
+        """Workers of a model version that take requests."""
+        pool = self.dispatcher.pools.get(key)
+        return pool.ready if pool is not None else 0
+
+    async def infer(self, key: PoolKey, call: InferenceCall) -> Result:
+        """Run a call on one of the model version's workers. Raises `RequestError`.
+
+        Cancelling it (the client is gone) takes it out of the queue, or drops its answer.
+        """
+        sequence = next(self._sequences)
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._calls[sequence] = (call, future)
+        self._perform(self.dispatcher.submit(Pending(sequence, key, call.deadline_ns)))
+        self._arm(call.deadline_ns)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._perform(self.dispatcher.cancel(sequence))
+            raise
+        finally:
+            self._calls.pop(sequence, None)
+
+    async def statistics(self, key: PoolKey) -> list[Mapping[str, Any]]:
+        """Ask every worker of a model version for its counters."""
+        pool = self.dispatcher.pools.get(key)
+        links = [self._links[worker] for worker in pool.workers] if pool is not None else []
+        answers = await asyncio.gather(*(self._ask(link, Operation.STATISTICS) for link in links))
+        return [decode_document(body, Encoding.JSON) for body in answers if body is not None]
+
+    async def _ask(self, link: Link, operation: Operation) -> bytes | None:
+        """Ask one worker something beside the dispatch; None if it does not answer in time."""
+        sequence = next(self._sequences)
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._asked[sequence] = future
+        now_ns = time.monotonic_ns()
+        deadline_ns = now_ns + int(STATISTICS_TIMEOUT_S * _NS_PER_S)
+        head = RequestHead(sequence=sequence, operation=operation, received_ns=now_ns, deadline_ns=deadline_ns)
+        link.send(request_frame(head, b""))
+        try:
+            async with asyncio.timeout(STATISTICS_TIMEOUT_S):
+                return (await future)[1]
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[sequence]
+
+    # -- LinkOwner ----------------------------------------------------------------------------------------
+    def joined(self, link: Link, hello: Hello) -> None:
+        """A worker takes requests from now on."""
+        logger.info("worker %s joined (pid %d, %s)", link.path.stem, hello.pid, hello.runtime_version)
+        self._links[link.identity] = link
+        key = (hello.model_name, hello.model_version)
+        self._perform(self.dispatcher.worker_joined(link.identity, key, hello.limits))
+
+    def leaving(self, link: Link) -> None:
+        """A worker gets nothing more."""
+        logger.info("worker %s is leaving", link.path.stem)
+        self._perform(self.dispatcher.worker_leaving(link.identity))
+
+    def lost(self, link: Link) -> None:
+        """A worker is gone; what it had is sent to another."""
+        logger.info("worker %s is gone", link.path.stem)
+        del self._links[link.identity]
+        self._perform(self.dispatcher.worker_lost(link.identity))
+
+    def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
+        """A worker's answer is handed to its client; one that nobody waits for is counted and dropped."""
+        asked = self._asked.get(head.sequence)
+        if asked is not None:
+            if not asked.done():
+                asked.set_result((head, body))
+            return
+        for action in self.dispatcher.answered(link.identity, head):
+            if type(action) is Answer:
+                entry = self._calls.get(action.sequence)
+                if entry is not None and not entry[1].done():
+                    entry[1].set_result((head, body))
+            else:
+                self._perform((action,))
+
+    # -- inside -------------------------------------------------------------------------------------------
+    def _perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(worker, sequence, alone):
+                    call = self._calls[sequence][0]
+                    self._links[worker].send(_frame(sequence, call, alone))
+                case Refuse(sequence, error):
+                    self._refuse(sequence, error)
+                case CloseWorker(worker):
+                    self._links[worker].close()
+                case Answer():
+                    raise AssertionError("only `answered` gives answers")
+                case _:
+                    assert_never(action)
+
+    def _refuse(self, sequence: int, error: RequestError) -> None:
+        entry = self._calls.get(sequence)
+        if entry is not None and not entry[1].done():
+            entry[1].set_exception(error)
+
+    def _arm(self, deadline_ns: int) -> None:
+        """Have the one timer fire at the earliest deadline; it looks at all of them and sets itself again.
+
+        Most calls are answered long before, so this is one comparison a call, and one look at what is pending
+        each time that the earliest deadline passes.
+        """
+        if self._deadline_timer is not None:
+            if deadline_ns >= self._deadline_ns:
+                return
+            self._deadline_timer.cancel()
+        self._deadline_ns = deadline_ns
+        delay_s = max(0.0, (deadline_ns - time.monotonic_ns()) / _NS_PER_S)
+        self._deadline_timer = self._loop.call_later(delay_s, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        self._deadline_timer = None
+        self._perform(self.dispatcher.expire(time.monotonic_ns()))
+        next_ns = self.dispatcher.next_deadline_ns()
+        if next_ns is not None:
+            self._arm(next_ns)
+
+
+def _frame(sequence: int, call: InferenceCall, alone: bool) -> bytes:
+    head = RequestHead(
+        sequence=sequence,
+        operation=call.operation,
+        received_ns=call.received_ns,
+        deadline_ns=call.deadline_ns,
+        encoding=call.encoding,
+        accept=call.accept,
+        json_bytes=call.json_bytes,
+        alone=alone,
+        request_id=call.request_id,
+        traceparent=call.traceparent,
+    )
+    return request_frame(head, call.body)

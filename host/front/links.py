@@ -1,0 +1,194 @@
+"""Connections to workers: found by their sockets, kept while they live, gone at EOF."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from asyncinotify import Event, Inotify, Mask
+
+from host.protocol.errors import FrameError
+from host.protocol.frames import Frame, FrameDecoder, Kind
+from host.protocol.messages import Hello, ResponseHead, read_hello, read_response
+
+logger = logging.getLogger("modelhost.links")
+
+HELLO_TIMEOUT_S: Final = 10.0
+"""A worker says hello between two batches; one that takes longer is connected to again later."""
+
+RECONNECT_S: Final = 0.05
+"""Between the end of a link and the next try; a dead worker's socket refuses that one, and it is the last."""
+
+_CHANGES: Final = Mask.CREATE | Mask.MOVED_TO | Mask.ONLYDIR
+
+
+class LinkOwner(Protocol):
+    """Who is told what happens on a link. Every method is called from the event loop."""
+
+    def joined(self, link: Link, hello: Hello) -> None:
+        """The worker said hello."""
+        ...
+
+    def leaving(self, link: Link) -> None:
+        """The worker said goodbye: it answers what it has and wants nothing more."""
+        ...
+
+    def lost(self, link: Link) -> None:
+        """The connection of a worker that had said hello ended."""
+        ...
+
+    def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
+        """The worker answered."""
+        ...
+
+
+class Link(asyncio.Protocol):
+    """One connection to one worker."""
+
+    _identities = itertools.count(1)
+
+    def __init__(self, path: Path, owner: LinkOwner, body_max_bytes: int) -> None:
+        self.identity = next(self._identities)
+        self.path = path
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.hello: Hello | None = None
+        self._owner = owner
+        self._decoder = FrameDecoder(body_max_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Write a frame. The loop joins what is written in one turn into one system call."""
+        if self._transport is not None:
+            self._transport.write(frame)
+
+    def close(self) -> None:
+        """Close after what is written has been sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # -- asyncio.Protocol ---------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the hello, with a limit."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by shape, not by class
+        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._hello_overdue)
+
+    def data_received(self, data: bytes) -> None:
+        """Take frames apart and tell the owner."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._receive(frame)
+        except FrameError as error:
+            logger.error("%s: %s; connection closed", self.path.name, error)
+            self._abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell the owner, and whoever waits to connect again."""
+        self._transport = None
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        try:
+            self._decoder.eof()
+        except FrameError as truncated:
+            logger.warning("%s: %s", self.path.name, truncated)
+        if self.hello is not None:
+            self._owner.lost(self)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _receive(self, frame: Frame) -> None:
+        if frame.kind == Kind.RESPONSE and self.hello is not None:
+            self._owner.answered(self, read_response(frame.head), frame.body)
+        elif frame.kind == Kind.HELLO and self.hello is None:
+            self.hello = read_hello(frame.head)
+            if self._hello_timer is not None:
+                self._hello_timer.cancel()
+            self._owner.joined(self, self.hello)
+        elif frame.kind == Kind.GOODBYE and self.hello is not None:
+            self._owner.leaving(self)
+        else:
+            raise FrameError(f"unexpected frame of kind {frame.kind}")
+
+    def _hello_overdue(self) -> None:
+        logger.warning("%s: no hello within %.0f s; connection closed", self.path.name, HELLO_TIMEOUT_S)
+        self._abort()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class LinkDirectory:
+    """Connects to every worker socket of a directory, at once and whenever one appears. Never polls."""
+
+    def __init__(self, directory: Path, owner: LinkOwner, body_max_bytes: int) -> None:
+        self._directory = directory
+        self._owner = owner
+        self._body_max_bytes = body_max_bytes
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[Path, dict[int, Link]] = {}
+
+    async def run(self, watching: Callable[[], None] = lambda: None) -> None:
+        """Watch until cancelled; `watching` is called when no socket that appears can be missed any more."""
+        try:
+            with Inotify() as inotify:
+                inotify.add_watch(self._directory, _CHANGES)
+                # Watched first, then listed: a socket that appears in between is noticed twice, which does no harm.
+                self._connect_all()
+                watching()
+                async for event in inotify:
+                    self._noticed(event)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            for links in self._open.values():
+                for link in links.values():
+                    link.close()
+
+    def _noticed(self, event: Event) -> None:
+        if Mask.Q_OVERFLOW in event.mask:
+            self._connect_all()
+        elif event.path is not None and _is_socket_name(event.path.name):
+            self._spawn(self._connect(event.path))
+
+    def _connect_all(self) -> None:
+        for path in sorted(self._directory.iterdir()):
+            if _is_socket_name(path.name):
+                self._spawn(self._connect(path))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, path: Path) -> None:
+        """Connect to a socket, unless a link to this very socket is open; stay until it ends, and again.
+
+        A refusal means a socket that nobody listens on any more: whoever listens next makes a new one.
+        """
+        while True:
+            try:
+                inode = path.stat().st_ino  # noqa: ASYNC240 - one stat of a local directory
+                if inode in self._open.setdefault(path, {}):
+                    return
+                link = Link(path, self._owner, self._body_max_bytes)
+                self._open[path][inode] = link
+                try:
+                    await asyncio.get_running_loop().create_unix_connection(lambda link=link: link, str(path))  # type: ignore[misc]
+                    await link.closed
+                finally:
+                    del self._open[path][inode]
+            except (FileNotFoundError, ConnectionRefusedError):
+                return
+            except OSError as error:
+                logger.warning("%s: cannot connect: %s", path.name, error)
+            await asyncio.sleep(RECONNECT_S)
+
+
+def _is_socket_name(name: str) -> bool:
+    """A worker prepares its socket under a name that begins with a dot."""
+    return name.endswith(".sock") and not name.startswith(".")

@@ -1,0 +1,162 @@
+"""The life of one front process: start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from host.config.deployment import read_deployment
+from host.config.run_dir import RunDirectory
+from host.front.bodies import BodyBudget
+from host.front.catalog import Catalog
+from host.front.gateway import Gateway
+from host.front.handler import Handler
+from host.front.links import LinkDirectory
+from host.protocol.documents import error_document
+from host.protocol.errors import HostError, Malformed, Overloaded
+from host.protocol.messages import Encoding
+
+logger = logging.getLogger("modelhost.front")
+
+LISTEN_BACKLOG: Final = 1024
+LINGER_S: Final = 2.0
+"""How long the rest of a refused body is read and thrown away, so that the client sees the answer."""
+
+HELD_BODIES: Final = 16
+"""A front holds at most so many bodies of the largest size, or any number of smaller ones of the same sum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontOptions:
+    """What one front process is told."""
+
+    run_dir: Path
+    address: str
+    port: int
+    max_body_bytes: int
+    max_connections: int
+    keepalive_s: float
+    drain_s: float
+
+
+async def serve_front(options: FrontOptions) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises `HostError` if the address cannot be listened on."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    # 1. start
+    run_dir = RunDirectory(options.run_dir)
+    catalog = Catalog(read_deployment(run_dir.deployment))
+    gateway = Gateway(catalog, loop)
+    budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
+    handler = Handler(catalog, gateway, options.max_body_bytes, budget)
+    links = asyncio.create_task(LinkDirectory(run_dir.sockets, gateway, options.max_body_bytes).run())
+    http = FrontServer(handler, options)
+    listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
+    logger.info("listening on %s port %d", options.address, options.port)
+
+    # 2. serve
+    ended = asyncio.create_task(stop.wait())
+    await asyncio.wait((ended, links), return_when=asyncio.FIRST_COMPLETED)
+    if links.done():
+        links.result()
+
+    # 3. drain: not ready any more, no new connections, idle ones closed, requests in hand answered
+    logger.info("draining: %d requests in hand", gateway.in_flight)
+    handler.stopping = True
+    listener.close()
+    http.server.pre_shutdown()
+    await http.server.shutdown(options.drain_s)
+
+    # 4. stop
+    links.cancel()
+    await asyncio.gather(links, return_exceptions=True)
+    logger.info("stopped")
+
+
+class FrontServer:
+    """aiohttp's low-level server with modelhost's error answers and connection limit."""
+
+    def __init__(self, handler: Handler, options: FrontOptions) -> None:
+        self._max_connections = options.max_connections
+        # A client that goes away cancels its handler, and so its place in the queue.
+        self.server = web.Server(handler, handler_cancellation=True)
+        self._options: dict[str, Any] = {
+            "loop": asyncio.get_running_loop(),
+            "access_log": None,
+            "keepalive_timeout": options.keepalive_s,
+            "lingering_time": LINGER_S,
+        }
+
+    def protocol(self) -> asyncio.Protocol:
+        """The protocol of a new connection."""
+        if len(self.server.connections) >= self._max_connections:
+            return _Refusal(self._max_connections)
+        return _JsonErrors(self.server, **self._options)
+
+
+class _JsonErrors(RequestHandler):
+    """Answers what aiohttp itself refuses (broken heads, oversized headers) in modelhost's form."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer 400 for a request that is not HTTP; what else comes here is a defect, and logged by aiohttp."""
+        if status == 400:
+            text = " ".join((message or "bad request").split())[:200]
+            body = error_document(Malformed(f"not a valid HTTP request: {text}"), Encoding.JSON)
+            response = web.Response(body=body, status=400, content_type="application/json")
+            response.force_close()
+            return response
+        return super().handle_error(request, status, exc, message)
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection beyond the limit: told so at once, and closed."""
+
+    def __init__(self, limit: int) -> None:
+        error = Overloaded(f"the host has its limit of {limit} connections")
+        body = error_document(error, Encoding.JSON)
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nRetry-After: {error.retry_after_s}\r\nConnection: close\r\n\r\n"
+        )
+        self._answer = head.encode() + body
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Write and close."""
+        stream = cast("asyncio.Transport", transport)
+        stream.write(self._answer)
+        stream.close()
+
+
+def listening_socket(address: str, port: int) -> socket.socket:
+    """A socket that several fronts may share (`SO_REUSEPORT`): the kernel spreads connections over them."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setblocking(False)
+        sock.bind((address, port))
+        sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise HostError(f"cannot listen on {address} port {port}: {error.strerror}") from error
+    return sock
