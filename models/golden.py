@@ -29,6 +29,9 @@ def run_golden_cases(service: Service, cases: Sequence[GoldenCase]) -> None:
             problems.extend(_differences(service, case))
         except RequestError as error:
             problems.append(f"golden case '{case.name}': {error}")
+        except Exception as error:
+            logger.exception("golden case '%s'", case.name)
+            problems.append(f"golden case '{case.name}': the model raised {type(error).__name__}: {error}")
         logger.info("golden case '%s': %.2f ms", case.name, (time.perf_counter_ns() - start_ns) / 1e6)
     if problems:
         raise ConfigError(*problems)

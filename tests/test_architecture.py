@@ -1,0 +1,79 @@
+"""The layout says who may import whom; here it is checked."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = ("host/dispatch.py", "host/front/routes.py", "host/front/documents.py", "models/batching.py")
+PURE_FORBIDDEN = {"asyncio", "socket", "time", "os", "threading", "subprocess", "random"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted(path for path in (ROOT / package).rglob("*.py") if "bundled" not in path.parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def ours(path: Path) -> set[str]:
+    """modelhost's own modules that a file imports, as `host.protocol`, `models`, ..."""
+    found = set()
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top in ("host", "models", "supervisor_conf", "feature_io"):
+            found.add(f"{top}.{rest[0]}" if top == "host" and rest else top)
+    return found
+
+
+@pytest.mark.parametrize("path", modules("host/protocol"), ids=str)
+def test_protocol_is_a_leaf(path: Path) -> None:
+    assert ours(path) <= {"host.protocol"}
+
+
+@pytest.mark.parametrize("path", modules("host/config"), ids=str)
+def test_config_imports_only_the_protocol(path: Path) -> None:
+    assert ours(path) <= {"host.protocol", "host.config"}
+
+
+@pytest.mark.parametrize("path", modules("models"), ids=str)
+def test_worker_imports_only_itself_and_the_protocol(path: Path) -> None:
+    assert ours(path) <= {"host.protocol", "models"}
+
+
+@pytest.mark.parametrize("path", modules("host"), ids=str)
+def test_host_never_imports_models(path: Path) -> None:
+    assert not ours(path) & {"models", "feature_io"}
+
+
+@pytest.mark.parametrize("path", [path for path in modules("host/front") if path.name != "__main__.py"], ids=str)
+def test_front_never_loads_numpy(path: Path) -> None:
+    heavy = {"numpy", "host.protocol.tensors", "host.protocol.v1", "host.protocol.v2"}
+    assert not heavy & set(imported(path))
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_touch_no_clock_and_no_socket(name: str) -> None:
+    tops = {module.split(".")[0] for module in imported(ROOT / name)}
+    assert not tops & PURE_FORBIDDEN
+
+
+@pytest.mark.parametrize("path", modules("models"), ids=str)
+def test_worker_needs_no_more_than_a_models_environment_has(path: Path) -> None:
+    allowed = {"numpy", "msgpack", "msgspec"}
+    if path.parent.name == "runtimes":
+        allowed |= {"lightgbm", "onnxruntime"}
+    third_party = {module.split(".")[0] for module in imported(path)} & {
+        "aiohttp", "uvloop", "click", "rich", "supervisor", "asyncinotify", "multidict", "lightgbm", "onnxruntime",
+    }  # fmt: skip
+    assert third_party <= allowed
