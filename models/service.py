@@ -54,6 +54,7 @@ class Service:
         self.package = package
         self._runtime = runtime
         self._signature = package.signature
+        self._batchable = package.signature.batchable
         self._max_batch_rows = package.limits.max_batch_rows
         self._infer = InferCodec(package.name, package.version, package.signature)
         self._predict = PredictCodec(package.signature)
@@ -89,7 +90,7 @@ class Service:
         )
 
     def _joining(self, arrays: Sequence[Array], alone: bool) -> tuple[int, Hashable]:
-        if not self._signature.batchable:
+        if not self._batchable:
             return 1, None
         rows = len(arrays[0])
         for spec, array in zip(self._signature.inputs[1:], arrays[1:], strict=True):
@@ -156,7 +157,7 @@ class Service:
         specs = self._signature.outputs
         if len(outputs) != len(specs):
             raise InvalidOutput(f"expected {len(specs)} outputs, the model returned {len(outputs)}")
-        expected_rows = rows if self._signature.batchable else None
+        expected_rows = rows if self._batchable else None
         return [checked_output(spec, output, expected_rows) for spec, output in zip(specs, outputs, strict=True)]
 
     def _count_batch(self, batch: Sequence[Call], rows: int, now_ns: int, inference_ns: int) -> None:

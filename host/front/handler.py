@@ -69,7 +69,8 @@ class Handler:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
         self._budget = budget
-        self._request_ids = (f"{secrets.token_hex(4)}-{number:x}" for number in itertools.count(1))
+        self._request_id_prefix = secrets.token_hex(4)
+        self._request_numbers = itertools.count(1)
         self.stopping = False
 
     def ready(self) -> bool:
@@ -80,7 +81,7 @@ class Handler:
         """Answer one request; every failure becomes an error document."""
         received_ns = time.monotonic_ns()
         headers = request.headers
-        request_id = given_request_id(headers.get(REQUEST_ID)) or next(self._request_ids)
+        request_id = given_request_id(headers.get(REQUEST_ID)) or self._new_request_id()
         encoding = Encoding.JSON
         try:
             if "Content-Type" in headers:
@@ -98,6 +99,9 @@ class Handler:
         except Exception:
             logger.exception("request %s: %s %s failed", request_id, request.method, request.raw_path)
             return _error_response(Internal("internal error; the log has the details"), encoding, request_id)
+
+    def _new_request_id(self) -> str:
+        return f"{self._request_id_prefix}-{next(self._request_numbers):x}"
 
     # -- inference ----------------------------------------------------------------------------------------
     async def _infer(

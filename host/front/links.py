@@ -54,20 +54,24 @@ class Link(asyncio.Protocol):
     def __init__(self, path: Path, owner: LinkOwner, body_max_bytes: int) -> None:
         self.identity = next(self._identities)
         self.path = path
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
         self.hello: Hello | None = None
         self._owner = owner
         self._decoder = FrameDecoder(body_max_bytes)
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
         self._hello_timer: asyncio.TimerHandle | None = None
 
     def send(self, frame: bytes) -> None:
-        """Write a frame. The loop joins what is written in one turn into one system call."""
-        if self._transport is not None:
-            self._transport.write(frame)
+        """Write a frame; what one turn of the loop sends goes out in one system call."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frame)
 
     def close(self) -> None:
         """Close after what is written has been sent."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -75,7 +79,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the hello, with a limit."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by shape, not by class
-        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._hello_overdue)
+        self._hello_timer = self._loop.call_later(HELLO_TIMEOUT_S, self._hello_overdue)
 
     def data_received(self, data: bytes) -> None:
         """Take frames apart and tell the owner."""
@@ -99,6 +103,11 @@ class Link(asyncio.Protocol):
             self._owner.lost(self)
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._unsent:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def _receive(self, frame: Frame) -> None:
         if frame.kind == Kind.RESPONSE and self.hello is not None:
