@@ -1,0 +1,76 @@
+"""Hosts of real processes: one for all tests that only ask, one of its own for each test that kills."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hosts import CHECKOUT, RunningHost
+from packages import Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Iterator[Path]:
+    """Train the bundled models; give their repository."""
+    repository = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+    train = CHECKOUT / "models" / "bundled" / "train.py"
+    subprocess.run(
+        [sys.executable, "-P", str(train), "--repository", str(repository)], check=True, timeout=60, capture_output=True
+    )
+    yield repository
+    shutil.rmtree(repository)
+
+
+@pytest.fixture(scope="session")
+def everything(bundled: Path) -> Iterator[Path]:
+    """Give a repository of the bundled models and the tests' own."""
+    repository = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+    shutil.copytree(bundled, repository, dirs_exist_ok=True)
+    for write in (write_texts, write_typed, write_variable, write_fragile, write_gated):
+        write(repository)
+    yield repository
+    shutil.rmtree(repository)
+
+
+@pytest.fixture(scope="session")
+def host(everything: Path) -> Iterator[RunningHost]:
+    """Give one host for every test that leaves it as it was."""
+    running = RunningHost(everything)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def repository() -> Iterator[Path]:
+    """Give an empty repository with a short path, to write packages into."""
+    path = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_host() -> Iterator[Callable[..., RunningHost]]:
+    """Give a way to make hosts for one test; they are stopped after it, if they were started."""
+    made: list[RunningHost] = []
+
+    def make(*arguments: object, **named: object) -> RunningHost:
+        made.append(RunningHost(*arguments, **named))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.stop()
+
+
+@pytest.fixture
+def gate(everything: Path) -> Iterator[Gate]:
+    """Set up the gate of the shared host's gated model."""
+    standing = Gate(everything / "gated" / "1")
+    yield standing
+    standing.remove()
