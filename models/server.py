@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from host.protocol.errors import FrameError, RequestError
+from host.protocol.errors import FrameError, Internal, RequestError
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
 from host.protocol.messages import Hello, Operation, hello_frame, read_request
 from models.batching import Backlog
@@ -166,6 +166,11 @@ class Server:
             call = self._service.decode(head, body, fd)
         except RequestError as error:
             answers.append(self._service.refusal(head, error))
+            return
+        except Exception:
+            # A defect of ours costs this request, and not the worker with everyone else's.
+            logger.exception("request %s: decoding failed", head.request_id)
+            answers.append(self._service.refusal(head, Internal("internal error; the worker's log has the details")))
             return
         self._backlog.add(fd, call)
 

@@ -126,9 +126,9 @@ class Service:
         start_ns = time.perf_counter_ns()
         try:
             outputs = self.predict([call.request.arrays for call in batch], rows)
-        except Exception:
+        except Exception as error:
             if len(batch) == 1:
-                return [self._failed(batch[0], now_ns)]
+                return [self._failed(batch[0], error, now_ns)]
             # Only the guilty request fails: each is run once more by itself.
             logger.warning("a batch of %d requests failed; running each alone", len(batch))
             return [self._execute([call], now_ns, backlog_rows)[0] for call in batch]
@@ -199,9 +199,12 @@ class Service:
         )
         return response_frame(answer, body)
 
-    def _failed(self, call: Call, now_ns: int) -> bytes:
+    def _failed(self, call: Call, error: Exception, now_ns: int) -> bytes:
+        if isinstance(error, InvalidOutput):
+            logger.error("request %s: %s", call.head.request_id, error)
+            return self._refused(call, error, now_ns)
         # The caller learns that the model failed; why stands in the log, with the request's id.
-        logger.exception("request %s: the model failed", call.head.request_id)
+        logger.error("request %s: the model failed", call.head.request_id, exc_info=error)
         return self._refused(call, ModelFailed("the model failed; its log has the details"), now_ns)
 
     def _refused(self, call: Call, error: RequestError, now_ns: int) -> bytes:

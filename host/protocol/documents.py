@@ -47,7 +47,9 @@ def decode_document(body: bytes, encoding: Encoding) -> Any:
         # Not `msgpack.unpackb`: it allocates a list of the declared size before it has seen the elements.
         return msgspec.msgpack.decode(body)
     except UnicodeDecodeError as error:
-        raise Malformed(f"the body is not UTF-8: byte 0x{body[error.start]:02x} at position {error.start}") from error
+        # In msgpack the position counts within one string.
+        where = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise Malformed(f"the body is not UTF-8: {where}") from error
     except json.JSONDecodeError as error:
         raise Malformed(f"the body is not JSON: {error}") from error
     except RecursionError as error:
@@ -59,4 +61,6 @@ def decode_document(body: bytes, encoding: Encoding) -> Any:
 
 def error_document(error: RequestError, encoding: Encoding) -> bytes:
     """The answer's body for an error: `{"error": ..., "code": ...}`."""
-    return encode_document({"error": str(error), "code": error.code}, encoding)
+    # A message quotes what came, and an unpaired surrogate (`\ud800` in JSON, a path that is not UTF-8) is no text.
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    return encode_document({"error": text, "code": error.code}, encoding)

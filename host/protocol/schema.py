@@ -17,9 +17,11 @@ _BYTES_UNITS: Final = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1
 
 def described(value: Any) -> str:
     """A plain value for a message: its TOML or JSON text, cut when long."""
-    text = {None: "nothing", True: "true", False: "false"}.get(value) if not isinstance(value, list | dict) else None
-    if text is None:
-        text = f'"{value}"' if isinstance(value, str) else repr(value)
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from host.protocol.documents import decode_document
 from host.protocol.errors import InvalidInput, InvalidOutput, Malformed
 from host.protocol.messages import Encoding
 from host.protocol.types import ITEM_BYTES, TensorSpec, shape_matches, shape_text
@@ -70,11 +71,19 @@ def _check_count(name: str, shape: Sequence[int], received: int) -> None:
         raise Malformed(f"input '{name}': shape {shape_text(shape)} holds {expected} elements, received {received}")
 
 
+def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
+    """Give an array of the right number of elements its shape. A shape without elements may still be too large."""
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise Malformed(f"input '{name}': shape {shape_text(shape)}: {error}") from error
+
+
 # -- documents to arrays -------------------------------------------------------------------------------
 def array_from_values(spec: TensorSpec, shape: Sequence[int], values: Sequence[Any]) -> Array:
     """Make an array of flat values that already have the right Python type (`scalar_type`)."""
     _check_count(spec.name, shape, len(values))
-    return _typed_array(spec, values).reshape(shape)
+    return _shaped(spec.name, _typed_array(spec, values), shape)
 
 
 def array_from_document(spec: TensorSpec, shape: Sequence[int], data: msgspec.Raw, encoding: Encoding) -> Array:
@@ -95,7 +104,7 @@ def array_from_document(spec: TensorSpec, shape: Sequence[int], data: msgspec.Ra
     try:
         nested = decode(data, type=_nested_list(scalar, len(shape)))
     except msgspec.DecodeError:
-        _explain(spec, _DECODE[encoding](data))
+        _explain(spec, data, encoding)
     return array_from_nested(spec, nested, shape)
 
 
@@ -130,13 +139,13 @@ def array_from_bytes(spec: TensorSpec, shape: Sequence[int], data: memoryview) -
     item_bytes = ITEM_BYTES[spec.datatype]
     count = math.prod(shape)
     if item_bytes is None:
-        return _texts_from_bytes(spec.name, count, data).reshape(shape)
+        return _shaped(spec.name, _texts_from_bytes(spec.name, count, data), shape)
     if count * item_bytes != len(data):
         raise Malformed(
             f"input '{spec.name}': {spec.datatype} of shape {shape_text(shape)} takes {count * item_bytes} "
             f"bytes, received {len(data)}"
         )
-    return np.frombuffer(data, dtype=NUMPY_DTYPES[spec.datatype]).reshape(shape)
+    return _shaped(spec.name, np.frombuffer(data, dtype=NUMPY_DTYPES[spec.datatype]), shape)
 
 
 def _typed_array(spec: TensorSpec, values: Sequence[Any]) -> Array:
@@ -248,7 +257,7 @@ def _binary_in_msgpack(data: msgspec.Raw) -> bytes | None:
 
 def _msgpack_texts(spec: TensorSpec, data: msgspec.Raw, depth: int) -> list[Any]:
     """Flat or nested lists of msgpack `str` and `bin`, which may be mixed."""
-    values: Any = msgspec.msgpack.decode(data)
+    values = decode_document(bytes(data), Encoding.MSGPACK)
     for _ in range(depth - 1):
         if isinstance(values, list) and values and all(isinstance(part, list) for part in values):
             values = [element for part in values for element in part]
@@ -278,8 +287,11 @@ def _check_elements(spec: TensorSpec, values: Sequence[Any]) -> None:
             )
 
 
-def _explain(spec: TensorSpec, data: Any) -> NoReturn:
+def _explain(spec: TensorSpec, raw: msgspec.Raw, encoding: Encoding) -> NoReturn:
     """Raise the error for `data` that could be read neither flat nor nested."""
+    data = decode_document(bytes(raw), encoding)
+    if encoding is Encoding.JSON:
+        refuse_non_finite(spec.name, data)
     if not isinstance(data, list):
         raise InvalidInput(f"input '{spec.name}': expected data to be a list, received {_described(data)}")
     array_from_nested(spec, data)

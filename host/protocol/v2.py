@@ -152,7 +152,7 @@ class InferCodec:
             index, spec = self._slot_of(tensor.name, arrays)
             check_shape(spec, tensor.datatype, tensor.shape)
             size = (tensor.parameters or {}).get("binary_data_size")
-            has_data = tensor.data != b""
+            has_data = tensor.data != _NO_DATA
             if size is None:
                 if not has_data:
                     raise Malformed(f"input '{spec.name}': expected data or binary_data_size, received neither")
@@ -300,7 +300,8 @@ def _explain_document(body: bytes, encoding: Encoding, error: Exception) -> NoRe
 def _located(error: Exception, document: Any) -> str:
     """msgspec's message with the input's name beside its position, as in `$.inputs[0].shape`."""
     text = str(error)
-    for position, tensor in enumerate(document.get("inputs") or [] if isinstance(document, dict) else []):
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    for position, tensor in enumerate(inputs if isinstance(inputs, list) else []):
         if f"$.inputs[{position}]" in text and isinstance(tensor, dict) and "name" in tensor:
             return f"{text} (input {tensor['name']!r})"
     return text
