@@ -13,6 +13,7 @@ import numpy as np
 from host.protocol.documents import encode_document, error_document
 from host.protocol.errors import (
     DeadlineExceeded,
+    Internal,
     InvalidInput,
     InvalidOutput,
     Malformed,
@@ -185,6 +186,9 @@ class Service:
                 body, json_bytes = self._predict.encode(call.request, outputs, head.accept), NO_JSON_HEADER
         except RequestError as error:
             return self._refused(call, error, now_ns)
+        except Exception:
+            logger.exception("request %s: its answer cannot be written", head.request_id)
+            return self._refused(call, Internal("internal error; the worker's log has the details"), now_ns)
         answer = ResponseHead(
             sequence=head.sequence,
             status=200,

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from typing import Final
 
-from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
+from aiohttp.http_exceptions import TransferEncodingError
 from aiohttp.web import BaseRequest, RequestPayloadError
 
-from host.front.headers import check_content_encoding
+from host.front.headers import content_coding
 from host.protocol.errors import BodyTooLarge, DeadlineExceeded, Malformed, Overloaded
 
+DECOMPRESS_INLINE_MAX_BYTES: Final = 4 * 1024
+"""Larger bodies are decompressed in a thread: deflate expands up to 1032 times, and the loop has other clients."""
+
 _NS_PER_S: Final = 1_000_000_000
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+"""zlib's `wbits`: 31 reads a gzip header, 15 zlib's own, which HTTP calls deflate."""
+_RAW_DEFLATE_BITS: Final = -15
+"""Deflate without the header: wrong, and sent by some clients all the same."""
+_ZLIB_METHOD: Final = 8
+"""The low half of the first byte of zlib's header."""
 
 
 class BodyBudget:
@@ -43,18 +53,34 @@ async def read_body(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
     """
     headers = request.headers
     compression = headers.get("Content-Encoding")
-    if compression is not None:
-        check_content_encoding(compression)
+    coding = None if compression is None else content_coding(compression)
     declared = request.content_length or 0
     if declared > max_bytes:
         raise _too_large(max_bytes, f"{declared} (Content-Length)")
-    content = request.content
-    if content.is_eof() and compression is None:
-        # All of it came with the head, as bodies of a few kilobytes do.
-        body = content.read_nowait(-1)
+    received = await _received(request, max_bytes, budget, deadline_ns)
+    if coding is None:
+        return received
+    try:
+        if len(received) <= DECOMPRESS_INLINE_MAX_BYTES:
+            body = decompressed(received, coding, max_bytes)
+        else:
+            body = await asyncio.to_thread(decompressed, received, coding, max_bytes)
         budget.take(len(body))
         return body
-    if "Expect" in headers:
+    finally:
+        budget.give_back(len(received))
+
+
+async def _received(request: BaseRequest, max_bytes: int, budget: BodyBudget, deadline_ns: int) -> bytes:
+    content = request.content
+    if content.is_eof() and content.exception() is None:
+        # All of it came with the head, as bodies of a few kilobytes do.
+        body = content.read_nowait(-1)
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes, f"{len(body)}")
+        budget.take(len(body))
+        return body
+    if "Expect" in request.headers:
         await _continue(request)
     taken = 0
     parts: list[bytes] = []
@@ -69,13 +95,34 @@ async def read_body(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
     except TimeoutError as error:
         budget.give_back(taken)
         raise DeadlineExceeded(f"deadline passed while receiving the body ({taken} bytes so far)") from error
-    except (RequestPayloadError, ContentEncodingError, TransferEncodingError) as error:
+    except (RequestPayloadError, TransferEncodingError) as error:
         budget.give_back(taken)
         raise Malformed(f"the body cannot be read: {_reason(error)}") from error
     except BaseException:
         budget.give_back(taken)
         raise
     return b"".join(parts)
+
+
+def decompressed(body: bytes, coding: str, max_bytes: int) -> bytes:
+    """Decompress a whole body, at most `max_bytes` of it. Raises `BodyTooLarge`, `Malformed`."""
+    if not body:
+        return body
+    bits = _WINDOW_BITS[coding]
+    if coding == "deflate" and body[0] & 0x0F != _ZLIB_METHOD:
+        bits = _RAW_DEFLATE_BITS
+    stream = zlib.decompressobj(wbits=bits)
+    try:
+        plain = stream.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise Malformed(f"the body is not {coding}: {error}") from error
+    if len(plain) > max_bytes:
+        raise _too_large(max_bytes, "more")
+    if not stream.eof:
+        raise Malformed(f"the body is not {coding}: it ends too early")
+    if stream.unused_data:
+        raise Malformed(f"the body is not {coding}: {len(stream.unused_data)} bytes follow its end")
+    return plain
 
 
 async def _continue(request: BaseRequest) -> None:

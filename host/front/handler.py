@@ -16,9 +16,9 @@ from multidict import CIMultiDict
 import host
 from host.config.deployment import DeployedModel
 from host.front import documents
-from host.front.documents import SERVER_NAME
 from host.front.bodies import BodyBudget, read_body
 from host.front.catalog import Catalog
+from host.front.documents import SERVER_NAME
 from host.front.gateway import Gateway, InferenceCall
 from host.front.headers import (
     INFERENCE_HEADER,
@@ -28,6 +28,7 @@ from host.front.headers import (
     answer_compression,
     answer_encoding,
     given_request_id,
+    given_traceparent,
     inference_header,
     request_encoding,
     timeout_ns,
@@ -125,7 +126,7 @@ class Handler:
                 accept=encoding if accept is None else answer_encoding(accept, encoding),
                 json_bytes=json_bytes,
                 request_id=request_id,
-                traceparent=headers.get(TRACEPARENT, ""),
+                traceparent=given_traceparent(headers.get(TRACEPARENT)),
             )
             head, answer = await self._gateway.infer((model.name, model.version), call)
         finally:

@@ -15,13 +15,13 @@ REQUEST_ID: Final = "X-Request-Id"
 REQUEST_TIMEOUT: Final = "Request-Timeout-Ms"
 TRACEPARENT: Final = "traceparent"
 
-_REQUEST_ID_PATTERN: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_VISIBLE_PATTERN: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _DIGITS_MAX: Final = 12
 _NS_PER_MS: Final = 1_000_000
 
 # Clients of the protocol send no Content-Type at all, octet-stream for pure JSON, or whatever curl makes up.
 _TAKEN_AS_JSON: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"})
-_CONTENT_ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+_CONTENT_CODINGS: Final = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 @lru_cache(maxsize=256)
@@ -62,10 +62,13 @@ def _quality(parameters: str) -> float:
     return 1.0
 
 
-def check_content_encoding(value: str) -> None:
-    """Refuse a body in a compression that modelhost does not read. Raises `UnsupportedMediaType`."""
-    if value.strip().lower() not in _CONTENT_ENCODINGS:
-        raise UnsupportedMediaType(f"Content-Encoding: expected gzip, deflate or identity, received {value[:100]!r}")
+def content_coding(value: str) -> str | None:
+    """How a body is compressed: `gzip`, `deflate` or not at all. Raises `UnsupportedMediaType`."""
+    try:
+        return _CONTENT_CODINGS[value.strip().lower()]
+    except KeyError:
+        message = f"Content-Encoding: expected gzip, deflate or identity, received {value[:100]!r}"
+        raise UnsupportedMediaType(message) from None
 
 
 @lru_cache(maxsize=256)
@@ -101,9 +104,14 @@ def timeout_ns(value: str | None, limit_ms: int) -> int:
 
 def given_request_id(value: str | None) -> str | None:
     """The client's request id if it is one: 1 to 128 printable ASCII characters without space."""
-    if value is not None and _REQUEST_ID_PATTERN.fullmatch(value):
+    if value is not None and _VISIBLE_PATTERN.fullmatch(value):
         return value
     return None
+
+
+def given_traceparent(value: str | None) -> str:
+    """The client's `traceparent`, passed on unread; empty if it cannot be one."""
+    return value if value is not None and _VISIBLE_PATTERN.fullmatch(value) else ""
 
 
 def _decimal(name: str, value: str) -> int:

@@ -17,6 +17,7 @@ from host.config.deployment import read_deployment
 from host.config.run_dir import RunDirectory
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
+from host.front.documents import SERVER_NAME
 from host.front.gateway import Gateway
 from host.front.handler import Handler
 from host.front.links import LinkDirectory
@@ -94,6 +95,8 @@ class FrontServer:
         self._options: dict[str, Any] = {
             "loop": asyncio.get_running_loop(),
             "access_log": None,
+            # `bodies` decompresses: aiohttp does not notice a gzip body that is cut, and knows no limit.
+            "auto_decompress": False,
             "keepalive_timeout": options.keepalive_s,
             "lingering_time": LINGER_S,
         }
@@ -121,7 +124,8 @@ class _JsonErrors(RequestHandler):
         if status == 400:
             text = " ".join((message or "bad request").split())[:200]
             body = error_document(Malformed(f"not a valid HTTP request: {text}"), Encoding.JSON)
-            response = web.Response(body=body, status=400, content_type="application/json")
+            headers = {"Content-Type": "application/json", "Server": SERVER_NAME}
+            response = web.Response(body=body, status=400, headers=headers)
             response.force_close()
             return response
         return super().handle_error(request, status, exc, message)

@@ -99,11 +99,11 @@ def array_from_document(spec: TensorSpec, shape: Sequence[int], data: msgspec.Ra
     decode = _DECODE[encoding]
     try:
         return array_from_values(spec, shape, decode(data, type=_nested_list(scalar, 1)))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:
         nested = decode(data, type=_nested_list(scalar, len(shape)))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         _explain(spec, data, encoding)
     return array_from_nested(spec, nested, shape)
 

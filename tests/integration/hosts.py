@@ -314,13 +314,16 @@ class RunningHost:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.call("POST", f"/v2/models/{model}/infer", request, named)
 
-    def raw(self, data: bytes, *, then_close: bool = True) -> bytes:
-        """Send bytes on a plain socket and read until the host closes."""
+    def raw(self, data: bytes, *, cut: bool = False) -> bytes:
+        """Send bytes on a plain socket and read until the host closes. `cut`: stop sending for good before reading."""
+        received = bytearray()
         with socket.create_connection(("127.0.0.1", self.port), timeout=CALL_LIMIT_S) as sock:
-            sock.sendall(data)
-            if then_close:
-                sock.shutdown(socket.SHUT_WR)
-            received = bytearray()
-            while part := sock.recv(65536):
-                received += part
+            try:
+                sock.sendall(data)
+                if cut:
+                    sock.shutdown(socket.SHUT_WR)
+                while part := sock.recv(65536):
+                    received += part
+            except (BrokenPipeError, ConnectionResetError):
+                pass
         return bytes(received)

@@ -35,13 +35,19 @@ class Bad:
     kind: str
     variant: str
     body: bytes
-    error: tuple[int, str]
+    error: tuple[int, str] | None
+    """Status and code; None: a 400 or a 422, whichever check comes first."""
     says: tuple[str, ...] = ()
     path: str = CANCER
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.variant}"
+
+    @property
+    def errors(self) -> tuple[tuple[int, str], ...]:
+        """What it may get."""
+        return (MALFORMED, INVALID) if self.error is None else (self.error,)
 
 
 def tensor(name: str = "features", shape: Any = (1, 30), datatype: Any = "FP64", **rest: Any) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def shapes() -> Iterator[Bad]:
         yield Bad("wrong count", str(count), request(tensor(data=[1.0] * count)), MALFORMED, says)
     for shape in ([0, 2**40], [0, 2**63], [0, 2**70], [2**31, 0], [2**63, 0], [2**62, 4]):
         body = request(tensor("x", shape, "FP32", data=[]))
-        yield Bad("variable shape", f"{shape}", body, (0, ""), ("'x'",), path=VARIABLE)
+        yield Bad("variable shape", f"{shape}", body, None, ("'x'",), path=VARIABLE)
 
 
 def inputs() -> Iterator[Bad]:
@@ -180,10 +186,10 @@ def elements() -> Iterator[Bad]:
         error = MALFORMED if variant == "two lists of 15" else INVALID
         yield Bad("ragged", variant, with_data(data), error, ("input 'features'",))
     for depth in (500, 100_000, 1_000_000):
-        yield Bad("nested", f"{depth} lists", with_data(b"[" * depth + b"]" * depth), (0, ""))
+        yield Bad("nested", f"{depth} lists", with_data(b"[" * depth + b"]" * depth), None)
         yield Bad("nested", f"{depth} open lists", b"[" * depth, MALFORMED, ("the body is not JSON",))
         yield Bad("nested", f"{depth} open objects", b'{"a":' * depth, MALFORMED, ("the body is",))
-        yield Bad("nested", f"{depth}, v1", b'{"instances":' + b"[" * depth + b"]" * depth + b"}", (0, ""), path=V1_CANCER)
+        yield Bad("nested", f"{depth}, v1", b'{"instances":' + b"[" * depth + b"]" * depth + b"}", None, path=V1_CANCER)
     image = tensor("image", [1, 64], "FP32", data=[0.0] * 63 + [1e39])
     yield Bad("out of range", "FP32", request(image), INVALID, ("input 'image'", "FP32", "1e+39"), path=DIGITS)
     yield Bad("not text", "a number", request(tensor("text", [1, 1], "BYTES", data=[5])), INVALID, ("'text'", "strings", "5"), path=TEXTS)
@@ -221,7 +227,7 @@ def binary() -> Iterator[Bad]:
         part = request(tensor(parameters={"binary_data_size": size}, **rest))
         return part + tail, {HEADER: str(len(part)) if header is None else header}
 
-    def bad(variant: str, made: tuple[bytes, dict[str, str]], *says: str, error: tuple[int, str] = MALFORMED) -> Bad:
+    def bad(variant: str, made: tuple[bytes, dict[str, str]], *says: str, error: tuple[int, str] | None = MALFORMED) -> Bad:
         return Bad("binary", variant, made[0], error, says, headers=made[1])
 
     yield bad("tail missing", with_binary(240, b""), "'features'", "240 bytes", "received 0")
@@ -265,7 +271,7 @@ def binary() -> Iterator[Bad]:
 
 
 def packed() -> Iterator[Bad]:
-    def bad(variant: str, body: bytes, error: tuple[int, str], *says: str) -> Bad:
+    def bad(variant: str, body: bytes, error: tuple[int, str] | None, *says: str) -> Bad:
         return Bad("msgpack", variant, body, error, says, headers=MSGPACK)
 
     good = msgpack.packb(json.loads(GOOD))
@@ -280,7 +286,7 @@ def packed() -> Iterator[Bad]:
     yield bad("huge string", b"\xdb\xff\xff\xff\xff", MALFORMED)
     yield bad("list as a key", b"\x81\x91\x01\x02", MALFORMED)
     yield bad("deep", b"\x91" * 100_000 + b"\xc0", MALFORMED)
-    yield bad("deep data", good.replace(b"\xdc\x00\x1e", b"\x91" * 100_000 + b"\xdc\x00\x1e"), (0, ""))
+    yield bad("deep data", good.replace(b"\xdc\x00\x1e", b"\x91" * 100_000 + b"\xdc\x00\x1e"), None)
     yield bad("not UTF-8", msgpack.packb({"inputs": []}).replace(b"inputs", b"inp\xff\xfes"), MALFORMED)
     yield bad("timestamp", msgpack.packb({"inputs": msgpack.Timestamp(1, 2)}), MALFORMED)
     bin_data = tensor(data=b"\0" * 239)
@@ -300,7 +306,7 @@ def packed() -> Iterator[Bad]:
 def v1() -> Iterator[Bad]:
     row = {name: 1.0 for name in COLUMNS}
 
-    def bad(variant: str, value: Any, error: tuple[int, str], *says: str, path: str = V1_CANCER) -> Bad:
+    def bad(variant: str, value: Any, error: tuple[int, str] | None, *says: str, path: str = V1_CANCER) -> Bad:
         return Bad("v1", variant, json.dumps(value).encode(), error, says, path)
 
     for value in (None, [], 3, "instances"):
@@ -344,18 +350,20 @@ def compressed() -> Iterator[Bad]:
         ("gzip", "not gzip", GOOD),
         ("gzip", "cut in the head", gzipped[:5]),
         ("gzip", "cut", gzipped[:-20]),
+        ("gzip", "checksum cut", gzipped[:-1]),
         ("gzip", "wrong checksum", gzipped[:-8] + b"\0\0\0\0" + gzipped[-4:]),
+        ("gzip", "something behind it", gzipped + b"\0"),
         ("gzip", "deflate", deflated),
         ("deflate", "not deflate", GOOD),
         ("deflate", "cut", deflated[:-20]),
         ("deflate", "gzip", gzipped),
     ):
         headers = {"Content-Encoding": coding}
-        yield Bad("compressed", f"{coding}, {variant}", body, MALFORMED, headers=headers)
+        yield Bad("compressed", f"{coding}, {variant}", body, MALFORMED, (f"the body is not {coding}",), headers=headers)
     yield Bad("compressed", "gzip of nothing", gzip.compress(b""), MALFORMED, ("empty",), headers={"Content-Encoding": "gzip"})
     yield Bad("compressed", "gzip of half", gzip.compress(GOOD[:50]), MALFORMED, ("not JSON",), headers={"Content-Encoding": "gzip"})
     unsupported = (415, "UNSUPPORTED_MEDIA_TYPE")
-    for coding in ("br", "zstd", "x-gzip", "compress", "gzip, gzip", "nonsense"):
+    for coding in ("br", "zstd", "compress", "gzip, gzip", "nonsense"):
         says = ("Content-Encoding", "gzip, deflate or identity", repr(coding))
         yield Bad("compressed", coding, GOOD, unsupported, says, headers={"Content-Encoding": coding})
 
@@ -406,3 +414,66 @@ TABLE = [
     )
     for bad in kind()
 ]  # fmt: skip
+
+
+# -- what is not HTTP ---------------------------------------------------------------------------------------
+def post(*lines: bytes, path: bytes = CANCER.encode(), body: bytes = b"") -> bytes:
+    return b"\r\n".join([b"POST %s HTTP/1.1" % path, b"Host: x", *lines, b"", body])
+
+
+def length(body: bytes) -> bytes:
+    return b"Content-Length: %d" % len(body)
+
+
+CHUNKED = b"Transfer-Encoding: chunked"
+
+RAW: dict[str, tuple[bytes, int]] = {
+    "garbage": (b"\x00\x01\x02\x03\r\n\r\n", 400),
+    "a word": (b"GARBAGE\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64, 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "no version": (b"GET /v2\r\n\r\n", 400),
+    "HTTP/9.9": (b"GET /v2 HTTP/9.9\r\nHost: x\r\n\r\n", 400),
+    "no colon": (b"GET /v2 HTTP/1.1\r\nHost x\r\n\r\n", 400),
+    "space before the colon": (b"GET /v2 HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+    "empty header name": (b"GET /v2 HTTP/1.1\r\n: x\r\n\r\n", 400),
+    "NUL in a header": (b"GET /v2 HTTP/1.1\r\nHost: x\x00y\r\n\r\n", 400),
+    "folded header": (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-A: b\r\n c\r\n\r\n", 400),
+    "header of 100 KB": (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 100_000 + b"\r\n\r\n", 400),
+    "path of 100 KB": (b"GET /v2/" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "10,000 headers": (b"GET /v2 HTTP/1.1\r\n" + b"X-A: b\r\n" * 10_000 + b"\r\n", 400),
+    "path not UTF-8": (b"GET /v2/\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "length is negative": (post(b"Content-Length: -1"), 400),
+    "length is a word": (post(b"Content-Length: abc"), 400),
+    "length is empty": (post(b"Content-Length: "), 400),
+    "length is 10^30": (post(b"Content-Length: " + b"9" * 30), 400),
+    "length is 10^18": (post(b"Content-Length: " + b"9" * 18), 413),
+    "two lengths": (post(b"Content-Length: 1", b"Content-Length: 2", body=b"ab"), 400),
+    "length and chunked": (post(b"Content-Length: 5", CHUNKED, body=b"0\r\n\r\n"), 400),
+    "unknown transfer encoding": (post(b"Transfer-Encoding: nonsense", body=b"ab"), 400),
+    "chunk size is a word": (post(CHUNKED, body=b"zz\r\nab\r\n0\r\n\r\n"), 400),
+    "chunk size is negative": (post(CHUNKED, body=b"-2\r\nab\r\n0\r\n\r\n"), 400),
+    "chunk without its end": (post(CHUNKED, body=b"2\r\nabcd\r\n0\r\n\r\n"), 400),
+    "chunk size of 17 digits": (post(CHUNKED, body=b"f" * 17 + b"\r\nab\r\n"), 400),
+    "absolute form": (b"GET http://x/v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    "strange method": (b"BREW /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "media type not UTF-8": (post(length(GOOD), b"Content-Type: \xff", b"Connection: close", body=GOOD), 415),
+    "coding not UTF-8": (post(length(GOOD), b"Content-Encoding: \xff", b"Connection: close", body=GOOD), 415),
+    "timeout not UTF-8": (post(length(GOOD), b"Request-Timeout-Ms: \xff", b"Connection: close", body=GOOD), 400),
+    "unknown expectation": (post(b"Content-Length: 5", b"Expect: miracles", b"Connection: close"), 400),
+}
+"""Bytes on a socket that is shut for writing after them, and the status of the only answer."""
+
+HARMLESS: dict[str, bytes] = {
+    "traceparent not UTF-8": b"traceparent: \xff",
+    "request id not UTF-8": b"X-Request-Id: \xff\xfe",
+    "accept not UTF-8": b"Accept: \xff",
+    "quality no number": b"Accept: application/json;q=nan, application/msgpack;q=",
+    "accept-encoding not UTF-8": b"Accept-Encoding: \xff, gzip;q=inf",
+    "h2c upgrade": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    "websocket upgrade": b"Connection: Upgrade\r\nUpgrade: websocket",
+    "an unknown header": b"X-Whatever: \x80\x81",
+}
+"""Headers that do not keep a good request from its answer."""
