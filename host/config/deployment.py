@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
+from host.protocol.package import MODEL_FILE, PROCESSES_MAX, Package, read_package, read_toml
+from host.protocol.schema import TableReader
 from host.protocol.types import Signature
+
+_DIGITS: Final = re.compile(r"(\d+)")
+_PID_DIGITS: Final = 7
+"""Digits of the largest pid (PID_MAX_LIMIT is 4,194,304): supervisord binds `supervisor.sock.<pid>` first."""
 
 
 class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,3 +59,186 @@ def read_deployment(path: Path) -> Deployment:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: not a deployment in force: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One `[[models]]` of a deployment file, or a model found in the repository."""
+
+    where: str
+    name: str
+    version: str | None = None
+    processes: int | None = None
+    default: bool | None = None
+
+
+def load_deployment(repository: Path, deployment_file: Path | None) -> Deployment:
+    """Read what should run, every package included. Raises `ConfigError` with every problem of all of them.
+
+    Without a file: the highest version of every model in the repository, with the package's own number of
+    processes. Versions compare naturally: 10 is higher than 9.
+    """
+    problems: list[str] = []
+    entries = _found_models(repository) if deployment_file is None else _file_models(deployment_file, problems)
+    chosen: list[tuple[_Entry, Package, Path]] = []
+    for entry in entries:
+        try:
+            directory = _package_directory(repository, entry)
+            chosen.append((entry, read_package(directory), directory))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    packages = [package for _, package, _ in chosen]
+    problems += _duplicates(packages)
+    defaults = _defaults([(entry, package) for entry, package, _ in chosen], problems)
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return Deployment(
+        tuple(
+            DeployedModel(
+                name=package.name,
+                version=package.version,
+                processes=entry.processes or max(1, package.scale.min_processes),
+                package=str(directory.absolute()),
+                platform=package.platform,
+                signature=package.signature,
+                limits=package.limits,
+                default=default,
+            )
+            for (entry, package, directory), default in zip(chosen, defaults, strict=True)
+        )
+    )
+
+
+def socket_path_problems(deployment: Deployment, run_dir: Path) -> list[str]:
+    """Name every socket whose path is too long for the kernel, the name that it is first bound under included."""
+    paths = RunDirectory(run_dir)
+    bound = [paths.supervisor_socket.with_name(f"{paths.supervisor_socket.name}.{'9' * _PID_DIGITS}")]
+    for model in deployment.models:
+        socket = paths.worker_socket(group_name(model.name, model.version), model.processes - 1)
+        bound.append(socket.with_name(f".{socket.name}.new"))
+    excess, longest = max((len(os.fsencode(path)) - SOCKET_PATH_MAX_BYTES, path) for path in bound)
+    if excess <= 0:
+        return []
+    room = len(os.fsencode(run_dir)) - excess
+    advice = f"a run_dir of at most {room} bytes" if room > 0 else "a shorter model name or version"
+    return [
+        f"run_dir: expected {advice}, because the path of a Unix socket holds {SOCKET_PATH_MAX_BYTES} bytes, "
+        f"received {run_dir} ({len(os.fsencode(run_dir))} bytes), which makes {longest}"
+    ]
+
+
+def natural_key(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key of a version: runs of digits compare as numbers, and above other text."""
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in _DIGITS.split(version) if part)
+
+
+def model_directories(repository: Path) -> list[Path]:
+    """The repository's models, by name. Raises `ConfigError` if it is missing or empty."""
+    advice = f"make a first package with: modelhost new my_model --runtime python --directory {repository}"
+    try:
+        found = sorted(path for path in repository.iterdir() if path.is_dir() and _is_package_name(path.name))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"repository: expected a directory of model packages, found no {repository}; {advice}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"repository: {repository}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise ConfigError(f"repository: expected model packages in {repository}, found none; {advice}")
+    return found
+
+
+def version_directories(model: Path) -> list[Path]:
+    """A model's versions, the highest last. Raises `ConfigError` if there is none."""
+    try:
+        found = [path for path in model.iterdir() if path.is_dir() and _is_package_name(path.name)]
+    except OSError as error:
+        raise ConfigError(f"{model}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise ConfigError(f"{model}: expected a directory for each version, with {MODEL_FILE}, found none")
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def _is_package_name(name: str) -> bool:
+    return not name.startswith((".", "_")) and name != "lost+found"
+
+
+def _found_models(repository: Path) -> list[_Entry]:
+    return [_Entry(where=str(repository), name=path.name) for path in model_directories(repository)]
+
+
+def _file_models(path: Path, problems: list[str]) -> list[_Entry]:
+    reader = TableReader(str(path), read_toml(path), problems)
+    entries: list[_Entry] = []
+    for position, table in enumerate(reader.tables("models")):
+        name = table.text("name")
+        entry = _Entry(
+            where=f"{path}: models[{position}]",
+            name=name,
+            version=table.optional_text("version"),
+            processes=table.integer("processes", minimum=1, maximum=PROCESSES_MAX) if table.has("processes") else None,
+            default=table.boolean("default", default=False) if table.has("default") else None,
+        )
+        for key in ("processes", "default"):
+            if not table.has(key):
+                table.take(key)
+        table.finish()
+        if name:
+            entries.append(entry)
+    reader.finish()
+    if not entries and not problems:
+        reader.problem("models", "at least one [[models]] with a name")
+    return entries
+
+
+def _package_directory(repository: Path, entry: _Entry) -> Path:
+    model = repository / entry.name
+    if entry.name in (".", "..") or "/" in entry.name or not model.is_dir():
+        known = ", ".join(path.name for path in model_directories(repository))
+        raise ConfigError(f'{entry.where}.name: expected a model of {repository}: {known}, received "{entry.name}"')
+    versions = version_directories(model)
+    if entry.version is None:
+        return versions[-1]
+    for directory in versions:
+        if directory.name == entry.version:
+            return directory
+    known = ", ".join(path.name for path in versions)
+    raise ConfigError(f'{entry.where}.version: expected a version of {entry.name}: {known}, received "{entry.version}"')
+
+
+def _duplicates(packages: Sequence[Package]) -> Iterable[str]:
+    groups: dict[str, Package] = {}
+    for package in packages:
+        group = group_name(package.name, package.version)
+        other = groups.setdefault(group, package)
+        if other is package:
+            continue
+        if (other.name, other.version) == (package.name, package.version):
+            yield f"models: {package.name} version {package.version}: expected once, received twice"
+        else:
+            yield (
+                f"models: {other.name} version {other.version} and {package.name} version {package.version} "
+                f"would both be called {group}: rename one"
+            )
+
+
+def _defaults(chosen: Sequence[tuple[_Entry, Package]], problems: list[str]) -> list[bool]:
+    """Which entries serve the paths without a version: the one that says so, else a model's highest version."""
+    by_model: dict[str, list[int]] = {}
+    for index, (_, package) in enumerate(chosen):
+        by_model.setdefault(package.name, []).append(index)
+    defaults = [False] * len(chosen)
+    for name, indices in by_model.items():
+        said = [index for index in indices if chosen[index][0].default]
+        open_ = [index for index in indices if chosen[index][0].default is None]
+        if len(said) > 1:
+            versions = ", ".join(chosen[index][1].version for index in said)
+            problems.append(f"models: {name}: expected default = true for one version, received it for {versions}")
+        elif not said and not open_:
+            problems.append(
+                f"models: {name}: expected one version that is the default, received default = false for all"
+            )
+        else:
+            highest = max(said or open_, key=lambda index: natural_key(chosen[index][1].version))
+            defaults[highest] = True
+    return defaults

@@ -67,6 +67,21 @@ def read_answer(connection: http.client.HTTPConnection) -> Answer:
     return Answer(response.status, headers, response.read())
 
 
+def parsed_answers(data: bytes) -> list[Answer]:
+    """Take apart what came on a plain socket: whole answers with a Content-Length, one after the other."""
+    answers = []
+    while data:
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        assert separator, data
+        status, *lines = head.decode("ascii").split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        size = int(headers["content-length"])
+        assert len(rest) >= size, data
+        answers.append(Answer(int(status.split(" ")[1]), headers, rest[:size]))
+        data = rest[size:]
+    return answers
+
+
 def tensors(**values: tuple[str, Sequence[int], list[Any]]) -> dict[str, Any]:
     """An inference request: name to datatype, shape, data."""
     return {

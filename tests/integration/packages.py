@@ -12,14 +12,18 @@ Tensor = tuple[str, str, list[int]]
 TEXTS = '''
 import numpy as np
 
+STRANGE = {b"surrogate": "\\ud800", b"object": object(), b"number": 7, b"null": None}
+
 class Model:
+    """Upper case; some words make it answer what is no text."""
+
     def load(self, package):
         pass
 
     def predict(self, inputs):
         texts = inputs["text"]
         upper = np.empty(texts.shape, dtype=object)
-        upper.ravel()[:] = [text.upper() for text in texts.ravel()]
+        upper.ravel()[:] = [STRANGE.get(text, text.upper()) for text in texts.ravel()]
         return {"upper": upper, "length": np.array([len(text) for text in texts.ravel()]).reshape(texts.shape)}
 '''
 
@@ -36,7 +40,7 @@ FRAGILE = '''
 import numpy as np
 
 class Model:
-    """Doubles; 13 raises, 14 loses a row, 15 answers texts, 16 answers NaN, 17 answers no dict."""
+    """Doubles; 13 raises, 14 loses a row, 15 answers texts, 16 answers NaN, 17 no dict, 18 another output."""
 
     def load(self, package):
         pass
@@ -51,6 +55,10 @@ class Model:
             return {"y": np.full(x.shape, b"text", dtype=object)}
         if 17 in x:
             return x
+        if 18 in x:
+            return {"z": x}
+        if 19 in x:
+            raise RecursionError
         return {"y": np.where(x == 16, np.nan, x * 2.0)}
 '''
 

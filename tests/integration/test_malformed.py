@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import socket
 from collections.abc import Iterator
 
 import msgpack
 import pytest
-from hosts import Answer, RunningHost, tensors
+from hosts import RunningHost, parsed_answers, tensors
 from malformed import CANCER, COLUMNS, DIABETES, DIGITS, GOOD, HARMLESS, MSGPACK, RAW, TABLE, TEXTS, VARIABLE, Bad
 
 pytestmark = pytest.mark.integration
@@ -57,29 +56,11 @@ def test_refused(host: RunningHost, bad: Bad) -> None:
     assert len(document["error"]) < 400
 
 
-def parsed(data: bytes) -> list[Answer]:
-    """Take the answers on a connection apart."""
-
-    class Received(socket.socket):
-        def makefile(self, *_: object, **__: object) -> io.BytesIO:  # type: ignore[override]
-            return stream
-
-    stream = io.BytesIO(data)
-    answers = []
-    while stream.tell() < len(data):
-        response = http.client.HTTPResponse(Received())
-        response.begin()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        size = int(headers["content-length"])
-        answers.append(Answer(response.status, headers, stream.read(size)))
-    return answers
-
-
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("name", RAW)
 def test_not_http(host: RunningHost, name: str) -> None:
     data, status = RAW[name]
-    answers = parsed(host.raw(data))
+    answers = parsed_answers(host.raw(data))
     assert [answer.status for answer in answers] == [status]
     assert answers[0].error[0] == status
     assert answers[0].headers["server"] == "modelhost"
@@ -105,7 +86,7 @@ def test_a_request_cut_anywhere(host: RunningHost) -> None:
         [b"POST " + CANCER.encode() + b" HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(GOOD), b"", GOOD]
     )
     for size in range(0, len(whole), 7):
-        answers = parsed(host.raw(whole[:size], cut=True))
+        answers = parsed_answers(host.raw(whole[:size], cut=True))
         assert [answer.status for answer in answers] in ([], [400])
 
 

@@ -1,0 +1,87 @@
+"""`modelhost`: finds the command, runs it, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+import host
+from host.protocol.errors import ConfigError, HostError
+
+COMMANDS: Final = {
+    "up": ("host.cli.up", "Run the host: front, control and every model's processes."),
+    "down": ("host.cli.down", "Stop the host of a run directory."),
+    "status": ("host.cli.status", "Show what should run and what does."),
+    "predict": ("host.cli.predict", "Send an inference request to the running host."),
+    "logs": ("host.cli.logs", "Show the logs of the host's processes."),
+    "check": ("host.cli.check", "Say everything that is wrong with packages and configuration."),
+    "new": ("host.cli.new", "Write a model package to start from."),
+    "try": ("host.cli.try_package", "Run one package in a real worker, without a host."),
+    "config": ("host.cli.config", "Show every setting and where it came from."),
+    "render": ("host.cli.render", "Show supervisord's configuration, as up would write it."),
+}
+"""Name to module, with a function `command` in it, and to the line in the list of commands."""
+
+EXIT_FAILED: Final = 1
+EXIT_OPERATOR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class LazyCommands(click.Group):
+    """Imports a command's module when it is asked for: `modelhost --help` imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)  # noqa: S101 - a test asks for every one
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(host.__version__, prog_name="modelhost")
+def cli() -> None:
+    """Serve models on this machine, each in processes of its own.
+
+    Exit codes: 0 done, 1 the host could not do it or is not as it should be, 2 something here has to be changed
+    first.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="modelhost", standalone_mode=False)
+        sys.stdout.flush()
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        return EXIT_OPERATOR
+    except HostError as error:
+        click.echo(f"modelhost: {error}", err=True)
+        return EXIT_FAILED
+    except click.ClickException as error:
+        error.show()
+        return EXIT_OPERATOR
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has enough; the interpreter must not try to flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return code if isinstance(code, int) else 0

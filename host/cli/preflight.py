@@ -1,0 +1,250 @@
+"""Everything that can be known before anything starts: each finding is a clear message, not a failure later."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import host
+from host.cli.listeners import listening_process
+from host.config.deployment import Deployment, load_deployment, socket_path_problems
+from host.config.run_dir import RunDirectory
+from host.config.settings import HostSettings
+from host.protocol.errors import ConfigError, HostError
+from host.supervisor import SupervisorClient, SupervisorUnreachable
+from supervisor_conf.render import Programs, open_files
+
+OLD_SUPERVISOR_S: Final = 30.0
+"""How long the supervisord of a killed run may take to stop."""
+
+OLD_SUPERVISOR_NOTICE_S: Final = 2.0
+"""How long it may take to begin: it looks at signals once a second."""
+
+_LOOK_S: Final = 0.05
+_INTERPRETER_S: Final = 30.0
+_WORKER_NEEDS: Final = ("numpy", "msgpack", "msgspec")
+_SUPERVISOR_RUNNING: Final = 1
+_KEPT_VARIABLES: Final = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `up` is going to run; all of it was checked."""
+
+    settings: HostSettings
+    deployment: Deployment
+    programs: Programs
+
+    @property
+    def run_dir(self) -> RunDirectory:
+        """The run directory's paths."""
+        return RunDirectory(self.settings.run_dir)
+
+
+def make_plan(settings: HostSettings) -> Plan:
+    """Read and check everything that needs no running process. Raises `ConfigError` with every problem."""
+    problems: list[str] = []
+    programs = find_programs(settings)
+    try:
+        deployment = load_deployment(settings.repository, settings.deployment)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        deployment = Deployment()
+    problems += socket_path_problems(deployment, settings.run_dir)
+    problems += _interpreter_problems(settings)
+    problems += _open_files_problems(settings, deployment)
+    if problems:
+        raise ConfigError(*problems)
+    return Plan(settings=settings, deployment=deployment, programs=programs)
+
+
+def find_programs(settings: HostSettings) -> Programs:
+    """The interpreters and the code."""
+    return Programs(
+        host_python=Path(sys.executable),
+        model_python=settings.model_python or Path(sys.executable),
+        code_root=Path(host.__file__).resolve().parent.parent,
+    )
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the host's processes see of the caller's environment: nothing that could change Python or a model."""
+    return {name: value for name, value in environ.items() if name in _KEPT_VARIABLES or name.startswith("LC_")}
+
+
+def prepare_run_dir(run_dir: RunDirectory) -> None:
+    """Make the run directory, its owner's alone. Raises `ConfigError` if that cannot be."""
+    try:
+        for path in (run_dir.root, run_dir.sockets, run_dir.logs):
+            path.mkdir(parents=path == run_dir.root, exist_ok=True, mode=0o700)
+            state = path.stat()
+            if state.st_uid != os.geteuid():
+                raise ConfigError(
+                    f"run_dir: {path}: expected a directory of ours (uid {os.geteuid()}), "
+                    f"received one of uid {state.st_uid}"
+                )
+            if state.st_mode & 0o077:
+                path.chmod(0o700)
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                raise ConfigError(f"run_dir: {path}: expected a directory that we can write to; it cannot be written")
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: {error.filename}: expected a directory that we can write to: {error.strerror}"
+        ) from error
+
+
+class RunLock:
+    """Held by `up` for as long as it runs. The kernel lets go of it when the process dies, however that is."""
+
+    def __init__(self, run_dir: RunDirectory) -> None:
+        self._run_dir = run_dir
+        self._file: int | None = None
+
+    def __enter__(self) -> RunLock:
+        """Take it. Raises `HostError` if another host has it."""
+        file = os.open(self._run_dir.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            pid = holder_pid(self._run_dir)
+            who = f" (pid {pid})" if pid else ""
+            raise HostError(
+                f"a host already runs in {self._run_dir.root}{who}: "
+                "stop it with modelhost down, or choose another run_dir"
+            ) from None
+        os.ftruncate(file, 0)
+        os.write(file, f"{os.getpid()}\n".encode())
+        self._file = file
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
+
+
+def holder_pid(run_dir: RunDirectory) -> int | None:
+    """The pid of the `up` that holds the lock, or None if nobody does (or it has not written its pid yet)."""
+    try:
+        file = os.open(run_dir.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(file, 32).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(file)
+    return None
+
+
+def clear_leftovers(run_dir: RunDirectory) -> None:
+    """Wait for the supervisord of a killed run to finish, and remove what such a run left. The lock must be held.
+
+    Raises `HostError` if a supervisord runs there that is not about to stop.
+    """
+    wait_for_old_supervisor(run_dir, OLD_SUPERVISOR_NOTICE_S)
+    remove_sockets(run_dir)
+
+
+def wait_for_old_supervisor(run_dir: RunDirectory, notice_s: float) -> None:
+    """Return when no supervisord answers. Raises `HostError` if one goes on running."""
+    client = SupervisorClient(run_dir.supervisor_socket, timeout_s=2.0)
+    begun = time.monotonic()
+    pid = 0
+    while True:
+        try:
+            pid = client.pid()
+            running = client.call("getState")["statecode"] == _SUPERVISOR_RUNNING
+        except SupervisorUnreachable:
+            if not (pid and Path(f"/proc/{pid}").exists()):
+                return
+            running = False
+        waited_s = time.monotonic() - begun
+        if (running and waited_s > notice_s) or waited_s > OLD_SUPERVISOR_S:
+            raise HostError(
+                f"a supervisord (pid {pid}) runs in {run_dir.root}: "
+                f"stop it with supervisorctl -c {run_dir.supervisor_config} shutdown"
+            )
+        time.sleep(_LOOK_S)
+
+
+def remove_sockets(run_dir: RunDirectory) -> None:
+    """Remove sockets and pid files; nobody may use them any more."""
+    root = run_dir.root
+    names = (run_dir.supervisor_socket.name, run_dir.control_socket.name)
+    leftovers = [path for name in names for path in (*root.glob(f"{name}*"), *root.glob(f".{name}*"))]
+    if run_dir.sockets.is_dir():
+        leftovers += run_dir.sockets.iterdir()
+    for path in [*leftovers, root / "supervisord.pid"]:
+        path.unlink(missing_ok=True)
+
+
+def check_port(address: str, port: int) -> None:
+    """Make sure that the fronts will get their port. Raises `HostError` with whoever has it.
+
+    The fronts share the port among them (SO_REUSEPORT); this asks without, so that any other listener is seen.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            owner = listening_process(port)
+            who = f" by pid {owner.pid} ({owner.command})" if owner else ""
+            reason = f"{(error.strerror or str(error)).lower()}{who}"
+            raise HostError(f"cannot listen on {address} port {port}: {reason}; another one: --port") from error
+
+
+def _interpreter_problems(settings: HostSettings) -> list[str]:
+    python = settings.model_python
+    if python is None:
+        return []
+    if shutil.which(python) is None:
+        return [f"model_python: expected a Python interpreter, received {python}, which is no program"]
+    code = f"import sys, {', '.join(_WORKER_NEEDS)}; assert sys.version_info >= (3, 11), sys.version"
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=_INTERPRETER_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"model_python: {python} cannot be run: {error}"]
+    if done.returncode == 0:
+        return []
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return [f"model_python: {python}: expected Python >= 3.11 with {', '.join(_WORKER_NEEDS)}, received: {last}"]
+
+
+def _open_files_problems(settings: HostSettings, deployment: Deployment) -> list[str]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = open_files(settings, deployment)
+    if os.geteuid() == 0 or hard == resource.RLIM_INFINITY or needed <= hard:
+        return []
+    return [
+        f"max_connections: {settings.max_connections} connections and the workers need {needed} open files, "
+        f"this user may open {hard} (ulimit -Hn)"
+    ]

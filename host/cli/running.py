@@ -1,0 +1,279 @@
+"""The life of `modelhost up`: start, wait until ready, watch, stop. Signal handlers only set events."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from host.cli.children import adopt_orphans, kill_children, terminated_with_parent
+from host.cli.listeners import listening_inodes
+from host.cli.preflight import Plan, child_environment, remove_sockets
+from host.cli.tail import last_lines
+from host.config.deployment import write_deployment
+from host.control.compare import compare, not_ready
+from host.control.probe import WorkerProbe
+from host.protocol.errors import HostError
+from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState, SupervisorUnreachable
+from supervisor_conf.render import render, stop_wait_s
+
+SUPERVISOR_START_S: Final = 15.0
+START_MARGIN_S: Final = 15.0
+"""Beyond the longest `startup_s` of a package: several load at once."""
+
+FRONT_READY_S: Final = 10.0
+SHUTDOWN_S: Final = 5.0
+LOG_LINES: Final = 15
+
+_LOOK_S: Final = 0.1
+"""While starting and stopping, supervisord is asked so often; in between it is not asked at all."""
+
+_FAILED_STATES: Final = (ProcessState.BACKOFF, ProcessState.EXITED, ProcessState.FATAL, ProcessState.UNKNOWN)
+
+
+class StartWatch:
+    """Notices a process that did not survive its start, however soon supervisord started it again."""
+
+    def __init__(self) -> None:
+        self._pids: dict[str, int] = {}
+
+    def failed(self, processes: Iterable[ProcessInfo]) -> str | None:
+        """The first program that failed, or None. Called with every look at supervisord, in order."""
+        for process in processes:
+            first = self._pids.setdefault(process.program, process.pid) or process.pid
+            self._pids[process.program] = first
+            if process.state in _FAILED_STATES or (process.pid and process.pid != first):
+                return process.program
+        return None
+
+
+class RunningHost:
+    """One host, from the start of its supervisord to the end of its last process."""
+
+    def __init__(self, plan: Plan, environ: Mapping[str, str], report: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._run_dir = plan.run_dir
+        self._environ = environ
+        self._report = report
+        self._client = AsyncSupervisorClient(plan.run_dir.supervisor_socket)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._supervisord: subprocess.Popen[bytes] | None = None
+
+    async def run(self, when_ready: Callable[[], None]) -> None:
+        """Run until told to stop. Raises `HostError` if it does not start or does not go on running."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            self._start()
+            await self._unless_stopped(self._until_ready())
+            if not self._stop.is_set():
+                when_ready()
+                await self._unless_stopped(self._stop.wait())
+        finally:
+            await self._shut_down()
+
+    def _signalled(self) -> None:
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    # -- 1. start -----------------------------------------------------------------------------------------
+    def _start(self) -> None:
+        plan, run_dir = self._plan, self._run_dir
+        write_deployment(run_dir.deployment, plan.deployment)
+        for name, text in render(plan.settings, plan.deployment, plan.programs).items():
+            (run_dir.root / name).write_text(text, "utf-8")
+        adopt_orphans()
+        python = str(plan.programs.host_python)
+        with self._supervisor_errors().open("wb") as errors:
+            # In a session of its own, so that the terminal's Ctrl-C comes to this process alone.
+            self._supervisord = subprocess.Popen(
+                [python, "-X", "utf8", "-m", "supervisor.supervisord", "-n", "-c", str(run_dir.supervisor_config)],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd="/",
+                env=child_environment(self._environ),
+                start_new_session=True,
+                preexec_fn=terminated_with_parent(),  # noqa: PLW1509 - this process has no threads
+            )
+        descriptor = os.pidfd_open(self._supervisord.pid)
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._ended.set()
+
+        loop.add_reader(descriptor, ended)
+        models = self._plan.deployment.models
+        wanted = sum(model.processes for model in models)
+        self._report(f"starting {wanted} processes of {len(models)} model versions ...")
+
+    # -- 2. ready -----------------------------------------------------------------------------------------
+    async def _until_ready(self) -> None:
+        changed = asyncio.Event()
+        probe = WorkerProbe(self._run_dir.sockets, changed.set)
+        watching = asyncio.create_task(probe.run())
+        try:
+            await self._until_supervised()
+            await self._until_workers_ready(probe, changed)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        await self._until_front_ready()
+
+    async def _until_supervised(self) -> None:
+        deadline = time.monotonic() + SUPERVISOR_START_S
+        while True:
+            try:
+                await self._client.call("getState")
+                return
+            except SupervisorUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_S / 2)
+
+    async def _until_workers_ready(self, probe: WorkerProbe, changed: asyncio.Event) -> None:
+        """Wait for every worker's hello, and for the fronts and control to be RUNNING."""
+        deployment = self._plan.deployment
+        limit_s = max(model.limits.startup_s for model in deployment.models) + START_MARGIN_S
+        deadline = time.monotonic() + limit_s
+        watch = StartWatch()
+        told: set[tuple[str, str]] = set()
+        while True:
+            changed.clear()
+            processes = await self._client.processes()
+            failed = watch.failed(processes)
+            if failed is not None:
+                raise HostError(self._failure(failed, "ended while it started"))
+            status = compare(deployment, processes, probe.readiness, {}, time.time())
+            for model in status.models:
+                if model.ready == model.wanted and (model.name, model.version) not in told:
+                    told.add((model.name, model.version))
+                    self._report(f"{model.name} version {model.version}: {model.ready} of {model.wanted} ready")
+            missing = next(iter(not_ready(status)), None)
+            if missing is None:
+                return
+            if time.monotonic() > deadline:
+                raise HostError(self._failure(missing.name, f"is not ready after {limit_s:.0f} s"))
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _until_front_ready(self) -> None:
+        """Wait until every front listens, and whichever answers says that all models are ready."""
+        settings = self._plan.settings
+        deadline = time.monotonic() + FRONT_READY_S
+        answers = 0
+        while answers < 2 * settings.fronts:
+            listening = len(listening_inodes(settings.port)) >= settings.fronts
+            if listening and await is_front_ready(settings.address, settings.port):
+                answers += 1
+                continue
+            answers = 0
+            if time.monotonic() > deadline:
+                raise HostError(self._failure("front:0", f"is not ready after {FRONT_READY_S:.0f} s"))
+            await asyncio.sleep(_LOOK_S / 4)
+
+    def _failure(self, program: str, what: str) -> str:
+        log = self._run_dir.log(program)
+        lines = "".join(f"\n  {line}" for line in last_lines(log, LOG_LINES))
+        return f"{program} {what}; the end of {log}:{lines or ' nothing'}"
+
+    # -- 3. watch -----------------------------------------------------------------------------------------
+    async def _unless_stopped(self, waiting: Coroutine[Any, Any, object]) -> None:
+        """Wait for something, or until told to stop. Raises `HostError` if supervisord ends meanwhile."""
+        task = asyncio.create_task(waiting)
+        others = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._ended.wait())]
+        try:
+            await asyncio.wait([task, *others], return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.is_set():
+                raise HostError(self._supervisor_failure())
+            if task.done():
+                await task
+        finally:
+            for one in (task, *others):
+                one.cancel()
+            await asyncio.gather(task, *others, return_exceptions=True)
+
+    def _supervisor_failure(self) -> str:
+        code = self._supervisord.wait() if self._supervisord is not None else 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        errors = last_lines(self._supervisor_errors(), LOG_LINES) or last_lines(self._run_dir.log("supervisord"), 5)
+        return f"supervisord {how}:" + "".join(f"\n  {line}" for line in errors)
+
+    def _supervisor_errors(self) -> Path:
+        return self._run_dir.log("supervisord.stderr")
+
+    # -- 4. stop ------------------------------------------------------------------------------------------
+    async def _shut_down(self) -> None:
+        """Stop in order, or at once when hurried; in the end nothing is left, whatever happened."""
+        if self._supervisord is None:
+            return
+        if not self._ended.is_set():
+            self._report("draining ... (again to stop at once)")
+            waits = [
+                asyncio.create_task(one) for one in (self._stop_in_order(), self._hurry.wait(), self._ended.wait())
+            ]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        if not self._ended.is_set():
+            self._report("stopping at once")
+            self._supervisord.kill()
+        self._supervisord.wait()
+        kill_children()
+        remove_sockets(self._run_dir)
+        self._report("stopped")
+
+    async def _stop_in_order(self) -> None:
+        """Fronts first: they finish what they have while the workers still answer. Then everything else at once."""
+        limit_s = stop_wait_s(self._plan.settings.drain_s) + SHUTDOWN_S
+        try:
+            programs = [process.program for process in await self._client.processes()]
+            fronts = [name for name in programs if name.startswith("front:")]
+            for some in (fronts, [name for name in programs if name not in fronts]):
+                await self._client.stop_all(some)
+                await self._until_dead(some, limit_s)
+            await self._client.call("shutdown")
+            async with asyncio.timeout(SHUTDOWN_S):
+                await self._ended.wait()
+        except (HostError, TimeoutError) as error:
+            self._report(f"cannot stop in order: {error or 'no answer in time'}")
+
+    async def _until_dead(self, programs: list[str], limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        names = set(programs)
+        while any(one.program in names and one.state.alive for one in await self._client.processes()):
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(_LOOK_S / 2)
+
+
+async def is_front_ready(address: str, port: int, timeout_s: float = 1.0) -> bool:
+    """Ask `GET /v2/health/ready` on a connection of its own."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(local_address(address), port)
+            try:
+                writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return (await reader.readline()).split(b" ")[1:2] == [b"200"]
+            finally:
+                writer.close()
+    except OSError:
+        return False
+
+
+def local_address(address: str) -> str:
+    """Where a client on this machine finds an address that the front listens on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared, not bound

@@ -1,0 +1,108 @@
+"""`modelhost up`: run the host, in the foreground or detached."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from host.cli.options import load, settings_options
+
+if TYPE_CHECKING:
+    from host.cli.preflight import Plan
+
+_READY: Final = b"r"
+
+
+@click.command("up")
+@click.option("-d", "--detach", is_flag=True, help="return when the host is ready, and leave it running")
+@settings_options()
+def command(detach: bool, config_file: str | None, **flags: str | None) -> int:
+    """Run the host until Ctrl-C or `modelhost down`: front, control and every model's processes.
+
+    Says when everything is ready. If a model does not start, says why, stops the rest and ends with 1.
+    """
+    from host.cli.preflight import make_plan, prepare_run_dir
+
+    loaded = load(config_file, flags)
+    plan = make_plan(loaded.settings)
+    prepare_run_dir(plan.run_dir)
+    if detach:
+        return _detach(plan)
+    return _run(plan, lambda: None)
+
+
+def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
+    import asyncio
+
+    from host.cli.preflight import RunLock, check_port, clear_leftovers
+    from host.cli.running import RunningHost
+
+    def ready() -> None:
+        _announce(plan)
+        when_ready()
+
+    async def run() -> None:
+        await RunningHost(plan, os.environ, click.echo).run(ready)
+
+    with RunLock(plan.run_dir):
+        clear_leftovers(plan.run_dir)
+        check_port(plan.settings.address, plan.settings.port)
+        asyncio.run(run())
+    return 0
+
+
+def _detach(plan: Plan) -> int:
+    """Run in a child that leaves the terminal once it is ready; until then its messages are ours."""
+    ours, childs = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        os.close(childs)
+        if os.read(ours, 1) == _READY:
+            click.echo(f"running in the background (pid {pid}); stop it with: modelhost down")
+            return 0
+        _, status = os.waitpid(pid, 0)
+        # What went wrong has been said by the child.
+        sys.stdout.flush()
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF or 1)
+    os.close(ours)
+    os.setsid()
+
+    def leave_terminal() -> None:
+        click.echo(f"messages go to {plan.run_dir.log('up')}")
+        sys.stdout.flush()
+        log = os.open(plan.run_dir.log("up"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.write(childs, _READY)
+        os.close(childs)
+
+    return _run(plan, leave_terminal)
+
+
+def _announce(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from host.cli.example import base_url, curl_command
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "version", "processes", "platform", "path"):
+        table.add_column(column)
+    for model in plan.deployment.models:
+        path = f"/v2/models/{model.name}" + ("" if model.default else f"/versions/{model.version}")
+        table.add_row(model.name, model.version, str(model.processes), model.platform, f"{path}/infer")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
+    click.echo(
+        f"\nready: {base_url(plan.settings)}\n\n"
+        f"try it:\n  {curl_command(plan.settings, plan.deployment.models[0], plan.run_dir.root / 'example.json')}\n\n"
+        f"processes: supervisorctl -c {plan.run_dir.supervisor_config} status\n"
+    )

@@ -1,0 +1,355 @@
+"""Settings of one host, from defaults, `modelhost.toml`, `MODELHOST_*` variables and flags, in rising order.
+
+`SETTINGS` is the one table: the file's keys, the variables, the flags, `modelhost config` and
+docs/configuration.md all come from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from host.protocol.errors import ConfigError
+from host.protocol.frames import BODY_LIMIT_BYTES
+from host.protocol.package import read_toml
+from host.protocol.schema import TableReader, parse_bytes
+
+CONFIG_FILE: Final = "modelhost.toml"
+DEPLOYMENT_FILE: Final = "deployment.toml"
+VARIABLE_PREFIX: Final = "MODELHOST_"
+CONFIG_VARIABLE: Final = "MODELHOST_CONFIG"
+"""Names the file; everything else with the prefix is a setting."""
+
+
+class Kind(enum.Enum):
+    """How a setting is written and read."""
+
+    ADDRESS = "address"
+    INTEGER = "integer"
+    SECONDS = "seconds"
+    SIZE = "size"
+    PATH = "path"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table. Bounds are inclusive, in the setting's unit."""
+
+    name: str
+    kind: Kind
+    default: str | int | None
+    help: str
+    minimum: int = 0
+    maximum: int = 0
+    choices: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        """The environment variable: `MODELHOST_PORT`."""
+        return VARIABLE_PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag: `--max-connections`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for messages and the documentation."""
+        match self.kind:
+            case Kind.ADDRESS:
+                return 'an IP address or "localhost"'
+            case Kind.INTEGER:
+                return f"a whole number from {self.minimum} to {self.maximum}"
+            case Kind.SECONDS:
+                return f"seconds, a number from {self.minimum} to {self.maximum}"
+            case Kind.SIZE:
+                return f'a size such as "64MiB", from {self.minimum} to {self.maximum} bytes'
+            case Kind.PATH:
+                return "a path (UTF-8, without control characters)"
+            case Kind.CHOICE:
+                return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+
+
+SETTINGS: Final = (
+    Setting(
+        name="address",
+        kind=Kind.ADDRESS,
+        default="127.0.0.1",
+        help="address that the front listens on; 0.0.0.0 or :: lets other machines in",
+    ),
+    Setting(name="port", kind=Kind.INTEGER, default=8080, help="TCP port of the front", minimum=1, maximum=65535),
+    Setting(
+        name="fronts", kind=Kind.INTEGER, default=1, help="front processes sharing the port", minimum=1, maximum=64
+    ),
+    Setting(
+        name="repository",
+        kind=Kind.PATH,
+        default="model_repository",
+        help="directory of model packages: NAME/VERSION/model.toml",
+    ),
+    Setting(
+        name="run_dir",
+        kind=Kind.PATH,
+        default="run",
+        help="directory of the host's sockets, logs and supervisord.conf, its owner's alone",
+    ),
+    Setting(
+        name="deployment",
+        kind=Kind.PATH,
+        default=None,
+        help=f"file that says what runs; unset: {DEPLOYMENT_FILE} beside {CONFIG_FILE} if it is there, "
+        "else the highest version of every model in the repository",
+    ),
+    Setting(
+        name="model_python",
+        kind=Kind.PATH,
+        default=None,
+        help="Python interpreter that runs models; unset: the one that runs modelhost",
+    ),
+    Setting(
+        name="max_body_bytes",
+        kind=Kind.SIZE,
+        default="64MiB",
+        help="largest request body, after decompression",
+        minimum=1,
+        maximum=BODY_LIMIT_BYTES,
+    ),
+    Setting(
+        name="max_connections",
+        kind=Kind.INTEGER,
+        default=4096,
+        help="client connections of each front process; one more is answered 503",
+        minimum=1,
+        maximum=1_000_000,
+    ),
+    Setting(
+        name="keepalive_s",
+        kind=Kind.SECONDS,
+        default=75,
+        help="seconds after which an idle client connection is closed",
+        minimum=1,
+        maximum=86_400,
+    ),
+    Setting(
+        name="drain_s",
+        kind=Kind.SECONDS,
+        default=10,
+        help="seconds that requests in hand get to finish when the host stops",
+        minimum=0,
+        maximum=3600,
+    ),
+    Setting(
+        name="log_level",
+        kind=Kind.CHOICE,
+        default="info",
+        help="least severe message that supervisord and control write to their logs",
+        choices=("debug", "info", "warning", "error"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """Every setting, parsed. Paths are absolute."""
+
+    address: str
+    port: int
+    fronts: int
+    repository: Path
+    run_dir: Path
+    deployment: Path | None
+    model_python: Path | None
+    max_body_bytes: int
+    max_connections: int
+    keepalive_s: float
+    drain_s: float
+    log_level: str
+
+
+class SourceKind(enum.Enum):
+    """Where a value came from; a later one wins."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    FLAG = "flag"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: the kind, and the file, variable or flag."""
+
+    kind: SourceKind
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSettings:
+    """Settings, where each came from, and the file that was read, if any."""
+
+    settings: HostSettings
+    sources: Mapping[str, Source]
+    file: Path | None
+
+
+class _Unparsable(Exception):
+    """The value is not what the setting expects."""
+
+
+def resolve_settings(
+    file_table: Mapping[str, Any],
+    file_name: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str],
+    cwd: Path,
+) -> tuple[HostSettings, dict[str, Source]]:
+    """Merge the sources. Raises `ConfigError` with every problem of every source, overridden values included.
+
+    Relative paths of a file, and the defaults beside it, start at its directory; those of variables and flags at
+    `cwd`. Both must be absolute. An empty variable counts as unset.
+    """
+    problems: list[str] = []
+    file_dir = file_name.parent if file_name is not None else cwd
+    known_variables = [CONFIG_VARIABLE, *(setting.variable for setting in SETTINGS)]
+    variables = {name: value for name, value in environ.items() if name.startswith(VARIABLE_PREFIX) and value}
+    given_flags = {f"--{name.replace('_', '-')}": value for name, value in flags.items()}
+    layers = (
+        (SourceKind.FILE, TableReader(str(file_name or CONFIG_FILE), file_table, problems), "name", file_dir),
+        (SourceKind.ENVIRONMENT, TableReader("environment", variables, problems), "variable", cwd),
+        (SourceKind.FLAG, TableReader("command line", given_flags, problems), "flag", cwd),
+    )
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    for setting in SETTINGS:
+        values[setting.name] = _default(setting, file_dir)
+        sources[setting.name] = Source(SourceKind.DEFAULT, "default")
+        for kind, reader, key_of, base in layers:
+            key: str = getattr(setting, key_of)
+            if not reader.has(key):
+                continue
+            raw = reader.take(key)
+            try:
+                values[setting.name] = _parse(setting, raw, base, environ, typed=kind is SourceKind.FILE)
+            except _Unparsable:
+                reader.problem(key, setting.expected, raw)
+            sources[setting.name] = Source(kind, str(file_name) if kind is SourceKind.FILE else key)
+    names = [setting.name for setting in SETTINGS]
+    problems += _unknown(str(file_name or CONFIG_FILE), file_table, names, "key")
+    problems += _unknown("environment", variables, known_variables, "variable")
+    problems += _unknown("command line", given_flags, [setting.flag for setting in SETTINGS], "flag")
+    if problems:
+        raise ConfigError(*problems)
+    return HostSettings(**values), sources
+
+
+def load_settings(
+    config: Path | None, flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path
+) -> LoadedSettings:
+    """Find and read the file, and resolve. Raises `ConfigError`.
+
+    The file is `config`, else the one that MODELHOST_CONFIG names, else ./modelhost.toml if it is there; one that
+    is named must be there.
+    """
+    named = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    file = cwd / named if named is not None else cwd / CONFIG_FILE
+    table: dict[str, Any] = {}
+    present = named is not None or file.is_file()
+    if present:
+        table = read_toml(file)
+    settings, sources = resolve_settings(table, file if present else None, environ, flags, cwd)
+    if settings.deployment is None:
+        beside = (file.parent if present else cwd) / DEPLOYMENT_FILE
+        if beside.is_file():
+            values = {setting.name: getattr(settings, setting.name) for setting in SETTINGS}
+            settings = HostSettings(**(values | {"deployment": beside}))
+            sources["deployment"] = Source(SourceKind.DEFAULT, f"default: {DEPLOYMENT_FILE} is there")
+    return LoadedSettings(settings=settings, sources=sources, file=file if present else None)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean "port"?)`, or nothing when no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def _unknown(where: str, given: Mapping[str, Any], known: list[str], what: str) -> list[str]:
+    return [
+        f"{where}: {name}: unknown {what}{nearest(name, known)}; expected one of {', '.join(known)}"
+        for name in given
+        if name not in known
+    ]
+
+
+def _default(setting: Setting, base: Path) -> Any:
+    if setting.default is None:
+        return None
+    return _parse(setting, setting.default, base, {}, typed=True)
+
+
+def _parse(setting: Setting, raw: object, base: Path, environ: Mapping[str, str], *, typed: bool) -> Any:
+    """Read one value. `typed`: it comes from TOML, where a number is no string. Raises `_Unparsable`."""
+    match setting.kind:
+        case Kind.ADDRESS:
+            return _address(raw)
+        case Kind.INTEGER:
+            return _bounded(setting, _number(raw, int, typed=typed))
+        case Kind.SECONDS:
+            return _bounded(setting, _number(raw, float, typed=typed))
+        case Kind.SIZE:
+            size = parse_bytes(raw) if isinstance(raw, str) else raw
+            return _bounded(setting, _number(size, int, typed=True))
+        case Kind.PATH:
+            return _path(raw, base, environ)
+        case Kind.CHOICE:
+            if raw not in setting.choices:
+                raise _Unparsable
+            return raw
+
+
+def _number(raw: object, kind: type[int] | type[float], *, typed: bool) -> int | float:
+    if not typed and isinstance(raw, str) and raw.isascii() and "_" not in raw:
+        try:
+            return kind(raw)
+        except ValueError:
+            raise _Unparsable from None
+    if type(raw) is int or (kind is float and type(raw) is float):
+        return kind(raw)
+    raise _Unparsable
+
+
+def _bounded(setting: Setting, value: float) -> int | float:
+    # Written so that NaN, which compares false, is refused.
+    if not setting.minimum <= value <= setting.maximum:
+        raise _Unparsable
+    return value
+
+
+def _address(raw: object) -> str:
+    if raw == "localhost":
+        return raw
+    try:
+        return str(ipaddress.ip_address(raw if isinstance(raw, str) else ""))
+    except ValueError:
+        raise _Unparsable from None
+
+
+def _path(raw: object, base: Path, environ: Mapping[str, str]) -> Path:
+    if not isinstance(raw, str) or not raw or not is_plain_text(raw):
+        raise _Unparsable
+    if raw == "~" or raw.startswith("~/"):
+        home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - only `~`, and a missing HOME is no error
+        return Path(home, raw[2:])
+    return base / raw
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text can stand in supervisord's file and in a log line: UTF-8, no control characters."""
+    return not any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in text)

@@ -1,0 +1,1 @@
+"""Control: compares what should run on this host with what does, and says so."""

@@ -1,0 +1,67 @@
+"""Which workers are ready: one connection to each worker's socket; a hello is ready, the end of it is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from host.front.links import Link, LinkDirectory
+from host.protocol.messages import Hello, ResponseHead
+
+_ANSWER_MAX_BYTES: Final = 1 << 20
+"""Control asks for nothing yet, so nothing large can come."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether a worker answers. `since`: seconds since the epoch of the last change, 0 if it never did."""
+
+    ready: bool
+    pid: int
+    since: float
+
+
+class WorkerProbe:
+    """Keeps the readiness of every worker, by program name, and never polls. Implements `LinkOwner`."""
+
+    def __init__(self, sockets: Path, changed: Callable[[], None] = _nothing) -> None:
+        self._directory = LinkDirectory(sockets, self, _ANSWER_MAX_BYTES)
+        self._changed = changed
+        self._by_link: dict[int, tuple[str, int]] = {}
+        self.readiness: dict[str, Readiness] = {}
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await self._directory.run()
+
+    def joined(self, link: Link, hello: Hello) -> None:
+        """A worker said hello."""
+        self._by_link[link.identity] = (link.path.stem, hello.pid)
+        self.readiness[link.path.stem] = Readiness(ready=True, pid=hello.pid, since=time.time())
+        self._changed()
+
+    def leaving(self, link: Link) -> None:
+        """A worker is about to stop; it waits for its connections to be closed."""
+        self._gone(link)
+        link.close()
+
+    def lost(self, link: Link) -> None:
+        """A worker is gone."""
+        self._gone(link)
+
+    def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
+        """Drop an answer: nothing was asked."""
+
+    def _gone(self, link: Link) -> None:
+        program, pid = self._by_link.pop(link.identity, ("", 0))
+        # The slot's next process may have said hello on its own socket before the end of this one is seen.
+        if program and self.readiness[program].pid == pid:
+            self.readiness[program] = Readiness(ready=False, pid=0, since=time.time())
+            self._changed()

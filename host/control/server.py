@@ -1,0 +1,133 @@
+"""The life of the control process: watch, answer, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from host.config.deployment import read_deployment
+from host.config.run_dir import RunDirectory
+from host.control.compare import compare
+from host.control.events import DONE, READY, EventDecoder, Histories
+from host.control.probe import WorkerProbe
+from host.control.status import HostStatus
+from host.protocol.errors import HostError
+from host.supervisor import AsyncSupervisorClient
+
+logger = logging.getLogger("modelhost.control")
+
+_READ_BYTES: Final = 65536
+_SHUTDOWN_S: Final = 1.0
+"""Answers are made in milliseconds; nobody waits longer for one when control stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlOptions:
+    """What the control process is told."""
+
+    run_dir: Path
+    events: bool
+    """Whether it runs as supervisord's event listener, with events on its standard input."""
+
+
+class Control:
+    """Knows what should run and what does."""
+
+    def __init__(self, run_dir: RunDirectory) -> None:
+        self._run_dir = run_dir
+        self._supervisor = AsyncSupervisorClient(run_dir.supervisor_socket)
+        self.probe = WorkerProbe(run_dir.sockets)
+        self.histories = Histories()
+
+    async def status(self) -> HostStatus:
+        """Compare. Raises `HostError` if supervisord does not answer, `ConfigError` without a deployment."""
+        deployment = read_deployment(self._run_dir.deployment)
+        processes = await self._supervisor.processes()
+        return compare(deployment, processes, self.probe.readiness, self.histories.view(), time.time())
+
+    async def listen_to_events(self) -> None:
+        """Take supervisord's events from standard input, until it closes it. Raises `EventProtocolError`."""
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+        decoder = EventDecoder()
+        _say(READY)
+        while data := await reader.read(_READ_BYTES):
+            for event in decoder.feed(data):
+                if event is not None:
+                    logger.debug("%s: %s to %s", event.program, event.from_state, event.to_state)
+                    self.histories.record(event, time.time())
+                _say(DONE + READY)
+
+
+async def serve_control(options: ControlOptions) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    run_dir = RunDirectory(options.run_dir)
+
+    # 1. start
+    control = Control(run_dir)
+    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(control.probe.run())]
+    if options.events:
+        tasks.append(asyncio.create_task(control.listen_to_events()))
+    runner = web.AppRunner(application(control), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    await runner.setup()
+    await _listen(runner, run_dir.control_socket)
+    logger.info("answering on %s", run_dir.control_socket)
+
+    # 2. serve; a watcher that ends is a defect, and ends the process with its reason
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    # 3. stop
+    await runner.cleanup()
+    run_dir.control_socket.unlink(missing_ok=True)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
+    logger.info("stopped")
+
+
+def application(control: Control) -> web.Application:
+    """Control's HTTP."""
+
+    async def status(request: web.Request) -> web.Response:
+        try:
+            body = msgspec.json.encode(await control.status())
+        except HostError as error:
+            return web.json_response({"error": str(error), "code": "SUPERVISOR_UNREACHABLE"}, status=503)
+        return web.Response(body=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    return app
+
+
+async def _listen(runner: web.AppRunner, path: Path) -> None:
+    """Make the socket appear, its owner's alone from the start: bound under another name, then renamed."""
+    hidden = path.with_name(f".{path.name}.new")
+    hidden.unlink(missing_ok=True)
+    previous = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, str(hidden)).start()
+    finally:
+        os.umask(previous)
+    hidden.rename(path)
+
+
+def _say(data: bytes) -> None:
+    # A few bytes into a pipe that supervisord empties: this does not block.
+    os.write(sys.stdout.fileno(), data)

@@ -1,0 +1,61 @@
+"""What control answers: the document of `GET /status`. Times in seconds, `*_at` since the epoch."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The last time that a process ended by itself."""
+
+    at: float
+    pid: int
+    """0 when supervisord does not say."""
+    reason: str
+
+
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process: a worker's slot, a front, or control."""
+
+    name: str
+    """As supervisord shows it: `churn.v3:0`."""
+    state: str
+    """supervisord's state; `MISSING` when it knows no such process."""
+    pid: int
+    """0 when there is none."""
+    ready: bool
+    """A worker: its socket accepts and it has said hello. Others: RUNNING."""
+    since: float
+    """When it became ready, or stopped being so; 0 if it never was."""
+    uptime_s: float
+    """Since this process started; 0 when there is none."""
+    restarts: int
+    """Starts after the first one that control has seen."""
+    last_exit: ExitStatus | None
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model version: wanted against ready."""
+
+    name: str
+    version: str
+    default: bool
+    wanted: int
+    ready: int
+    slots: tuple[SlotStatus, ...]
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole host."""
+
+    ready: bool
+    """Everything wanted is ready."""
+    wanted: int
+    """Model processes."""
+    ready_processes: int
+    """Model processes that are ready."""
+    models: tuple[ModelStatus, ...]
+    host: tuple[SlotStatus, ...]
+    """The fronts and control."""
+    unwanted: tuple[SlotStatus, ...]
+    """Processes that supervisord has and the deployment has not."""
