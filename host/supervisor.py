@@ -20,6 +20,7 @@ from host.protocol.errors import HostError
 CALL_TIMEOUT_S: Final = 5.0
 """supervisord answers between two turns of its loop, which last up to a second."""
 
+FAULT_SHUTDOWN_STATE: Final = 6
 FAULT_BAD_NAME: Final = 10
 FAULT_NOT_RUNNING: Final = 70
 _READ_BYTES: Final = 65536

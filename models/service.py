@@ -21,6 +21,7 @@ from host.protocol.errors import (
     RequestError,
     http_status,
 )
+from host.protocol.frames import ANSWER_MAX_BYTES
 from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead, response_frame
 from host.protocol.package import Package
 from host.protocol.tensors import Array, checked_output
@@ -189,6 +190,9 @@ class Service:
         except Exception:
             logger.exception("request %s: its answer cannot be written", head.request_id)
             return self._refused(call, Internal("internal error; the worker's log has the details"), now_ns)
+        if len(body) > ANSWER_MAX_BYTES:
+            oversize = f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, received {len(body)} bytes"
+            return self._refused(call, InvalidOutput(oversize), now_ns)
         answer = ResponseHead(
             sequence=head.sequence,
             status=200,

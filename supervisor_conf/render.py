@@ -24,7 +24,7 @@ CONTROL_PRIORITY: Final = 200
 FRONT_PRIORITY: Final = 900
 """supervisord starts the lowest first and stops the highest first: the front comes last and goes first."""
 
-WORKER_START_S: Final = 3
+WORKER_START_S: Final = 2
 """A worker that dies sooner is restarted with a growing pause. A later death is a restart at once, so this is
 longer than it takes to find out that a package does not load."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any, Final
@@ -12,33 +13,30 @@ from host.config.deployment import DeployedModel
 from host.config.settings import HostSettings
 from host.protocol.errors import ConfigError
 from host.protocol.package import golden_cases
+from host.protocol.types import Signature, TensorSpec
 
 INLINE_MAX_CHARS: Final = 1500
 """A longer request goes into a file: nobody pastes that."""
 
 
-def example_request(model: DeployedModel) -> dict[str, Any]:
-    """A request that the model answers."""
+def example_of(signature: Signature, directory: Path) -> dict[str, Any]:
+    """A request for a package: its first golden case, else zeros of the declared shapes."""
     try:
-        cases = golden_cases(Path(model.package))
+        cases = golden_cases(directory)
     except ConfigError:
         cases = []
-    if cases:
-        return cases[0].request
-    inputs = []
-    for spec in model.signature.inputs:
-        shape = [1 if dim == -1 else dim for dim in spec.shape]
-        count = 1
-        for dim in shape:
-            count *= dim
-        zero: Any = {"BYTES": "", "BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}.get(spec.datatype, 0)
-        inputs.append({"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [zero] * count})
-    return {"inputs": inputs}
+    return cases[0].request if cases else {"inputs": [_zeros(spec) for spec in signature.inputs]}
+
+
+def _zeros(spec: TensorSpec) -> dict[str, Any]:
+    shape = [1 if dim == -1 else dim for dim in spec.shape]
+    zero: Any = {"BYTES": "", "BOOL": False, "FP16": 0.0, "FP32": 0.0, "FP64": 0.0}.get(spec.datatype, 0)
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [zero] * math.prod(shape)}
 
 
 def curl_command(settings: HostSettings, model: DeployedModel, file: Path) -> str:
     """A command to paste. A long request is written to `file`."""
-    body = json.dumps(example_request(model))
+    body = json.dumps(example_of(model.signature, Path(model.package)))
     data = body
     if len(body) > INLINE_MAX_CHARS:
         file.write_text(body + "\n", "utf-8")

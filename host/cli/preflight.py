@@ -22,7 +22,7 @@ from host.config.deployment import Deployment, load_deployment, socket_path_prob
 from host.config.run_dir import RunDirectory
 from host.config.settings import HostSettings
 from host.protocol.errors import ConfigError, HostError
-from host.supervisor import SupervisorClient, SupervisorUnreachable
+from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
 from supervisor_conf.render import Programs, open_files
 
 OLD_SUPERVISOR_S: Final = 30.0
@@ -169,22 +169,32 @@ def wait_for_old_supervisor(run_dir: RunDirectory, notice_s: float) -> None:
     """Return when no supervisord answers. Raises `HostError` if one goes on running."""
     client = SupervisorClient(run_dir.supervisor_socket, timeout_s=2.0)
     begun = time.monotonic()
-    pid = 0
     while True:
+        running = False
         try:
-            pid = client.pid()
             running = client.call("getState")["statecode"] == _SUPERVISOR_RUNNING
+        except SupervisorFault:
+            pass  # it refuses every call once it is stopping
         except SupervisorUnreachable:
-            if not (pid and Path(f"/proc/{pid}").exists()):
+            if supervisor_pid(run_dir) is None:
                 return
-            running = False
         waited_s = time.monotonic() - begun
         if (running and waited_s > notice_s) or waited_s > OLD_SUPERVISOR_S:
             raise HostError(
-                f"a supervisord (pid {pid}) runs in {run_dir.root}: "
+                f"a supervisord (pid {supervisor_pid(run_dir) or 'unknown'}) runs in {run_dir.root}: "
                 f"stop it with supervisorctl -c {run_dir.supervisor_config} shutdown"
             )
         time.sleep(_LOOK_S)
+
+
+def supervisor_pid(run_dir: RunDirectory) -> int | None:
+    """The living supervisord of a run directory, by its pid file; None if that is of a dead one."""
+    try:
+        pid = int((run_dir.root / "supervisord.pid").read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(run_dir.supervisor_config) in words else None
 
 
 def remove_sockets(run_dir: RunDirectory) -> None:

@@ -159,9 +159,10 @@ class RunningHost:
                     told.add((model.name, model.version))
                     self._report(f"{model.name} version {model.version}: {model.ready} of {model.wanted} ready")
             missing = next(iter(not_ready(status)), None)
-            if missing is None:
+            # RUNNING follows soon; with it, `supervisorctl status` shows what this command says.
+            if missing is None and all(one.state is ProcessState.RUNNING for one in processes):
                 return
-            if time.monotonic() > deadline:
+            if missing is not None and time.monotonic() > deadline:
                 raise HostError(self._failure(missing.name, f"is not ready after {limit_s:.0f} s"))
             try:
                 async with asyncio.timeout(_LOOK_S):
@@ -247,9 +248,20 @@ class RunningHost:
                 await self._until_dead(some, limit_s)
             await self._client.call("shutdown")
             async with asyncio.timeout(SHUTDOWN_S):
-                await self._ended.wait()
-        except (HostError, TimeoutError) as error:
-            self._report(f"cannot stop in order: {error or 'no answer in time'}")
+                await self._until_shut_down()
+        except TimeoutError:
+            self._report("supervisord has stopped everything but does not end")
+        except HostError as error:
+            self._report(f"cannot stop in order: {error}")
+
+    async def _until_shut_down(self) -> None:
+        """Wait for supervisord's end. Questions wake its loop, which else looks up once a second."""
+        while not self._ended.is_set():
+            try:
+                await self._client.call("getState")
+            except HostError:
+                pass  # it says that it is stopping, or is gone
+            await asyncio.sleep(_LOOK_S / 4)
 
     async def _until_dead(self, programs: list[str], limit_s: float) -> None:
         deadline = time.monotonic() + limit_s

@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
@@ -57,31 +58,45 @@ def merge_lines(logs: Iterable[Sequence[LogLine]], count: int) -> list[LogLine]:
 
 
 class Follower:
-    """Reads what is added to a file, over rotations: when its name means another file, that is read from its start."""
+    """Reads what is added to a file, over rotations: the rest of the old file first, then the new one."""
 
     def __init__(self, path: Path, *, from_start: bool = False) -> None:
         self._path = path
-        self._offset = 0
-        self._inode = 0
         self._rest = b""
-        if not from_start:
-            try:
-                state = path.stat()
-                self._offset, self._inode = state.st_size, state.st_ino
-            except OSError:
-                pass
+        self._file = self._open()
+        if self._file is not None and not from_start:
+            self._file.seek(0, os.SEEK_END)
 
     def new_lines(self) -> list[str]:
         """Whole lines since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                state = os.fstat(file.fileno())
-                if state.st_ino != self._inode or state.st_size < self._offset:
-                    self._inode, self._offset, self._rest = state.st_ino, 0, b""
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return []
-        self._offset += len(data)
+        data = self._file.read() if self._file is not None else b""
+        if self._was_replaced():
+            if self._file is not None:
+                self._file.close()
+            self._file = self._open()
+            data += self._file.read() if self._file is not None else b""
         *whole, self._rest = (self._rest + data).split(b"\n")
         return [line.decode("utf-8", "replace") for line in whole]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> BufferedReader | None:
+        try:
+            return self._path.open("rb")
+        except OSError:
+            return None
+
+    def _was_replaced(self) -> bool:
+        """Whether the name means another file by now; not while there is none, in the middle of a rotation."""
+        try:
+            state = self._path.stat()
+        except OSError:
+            return False
+        if self._file is None:
+            return True
+        ours = os.fstat(self._file.fileno())
+        return (state.st_dev, state.st_ino) != (ours.st_dev, ours.st_ino)

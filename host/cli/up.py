@@ -46,13 +46,21 @@ def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
         when_ready()
 
     async def run() -> None:
-        await RunningHost(plan, os.environ, click.echo).run(ready)
+        await RunningHost(plan, os.environ, _say).run(ready)
 
     with RunLock(plan.run_dir):
         clear_leftovers(plan.run_dir)
         check_port(plan.settings.address, plan.settings.port)
         asyncio.run(run())
     return 0
+
+
+def _say(text: str) -> None:
+    """Report; a terminal or reader that is gone must not keep the host from stopping."""
+    try:
+        click.echo(text)
+    except OSError:
+        pass
 
 
 def _detach(plan: Plan) -> int:
@@ -74,8 +82,7 @@ def _detach(plan: Plan) -> int:
     os.setsid()
 
     def leave_terminal() -> None:
-        click.echo(f"messages go to {plan.run_dir.log('up')}")
-        sys.stdout.flush()
+        _say(f"messages go to {plan.run_dir.log('up')}")
         log = os.open(plan.run_dir.log("up"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
@@ -87,22 +94,15 @@ def _detach(plan: Plan) -> int:
 
 
 def _announce(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from host.cli.example import base_url, curl_command
+    from host.cli.printing import make_table, table_text
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "version", "processes", "platform", "path"):
-        table.add_column(column)
+    table = make_table("model", "version", "processes", "platform", "path")
     for model in plan.deployment.models:
         path = f"/v2/models/{model.name}" + ("" if model.default else f"/versions/{model.version}")
         table.add_row(model.name, model.version, str(model.processes), model.platform, f"{path}/infer")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print()
-    console.print(table)
-    click.echo(
-        f"\nready: {base_url(plan.settings)}\n\n"
+    _say(
+        f"\n{table_text(table)}\nready: {base_url(plan.settings)}\n\n"
         f"try it:\n  {curl_command(plan.settings, plan.deployment.models[0], plan.run_dir.root / 'example.json')}\n\n"
         f"processes: supervisorctl -c {plan.run_dir.supervisor_config} status\n"
     )

@@ -77,7 +77,8 @@ def match_route(method: str, target: str) -> Route:
         if method == endpoint.method or (method == "HEAD" and endpoint.method == "GET"):
             names = match.groupdict()
             return Route(endpoint, names.get("model") or "", names.get("version") or "")
-        allow.append(endpoint.allow)
+        if endpoint.allow not in allow:  # two patterns may fit: /v2/models/stats
+            allow.append(endpoint.allow)
     if allow:
         raise MethodNotAllowed(f"{path}: expected {' or '.join(allow)}, received {method}", ", ".join(allow))
     raise NotFound(f"no such path: {path[:200]}")

@@ -23,6 +23,7 @@ from host.front.handler import Handler
 from host.front.links import LinkDirectory
 from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
+from host.protocol.frames import ANSWER_MAX_BYTES
 from host.protocol.messages import Encoding
 
 logger = logging.getLogger("modelhost.front")
@@ -61,7 +62,7 @@ async def serve_front(options: FrontOptions) -> None:
     gateway = Gateway(catalog, loop)
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
     handler = Handler(catalog, gateway, options.max_body_bytes, budget)
-    links = asyncio.create_task(LinkDirectory(run_dir.sockets, gateway, options.max_body_bytes).run())
+    links = asyncio.create_task(LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES).run())
     http = FrontServer(handler, options)
     listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
     logger.info("listening on %s port %d", options.address, options.port)

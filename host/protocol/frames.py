@@ -31,6 +31,9 @@ HEAD_MAX_BYTES: Final = 1 << 20
 BODY_LIMIT_BYTES: Final = (1 << 32) - 1
 """What the prefix can say at most; the limit in force is the decoder's own, and lower."""
 
+ANSWER_MAX_BYTES: Final = 256 * 1024 * 1024
+"""Body of a worker's answer. The worker refuses to send a larger one; on the wire it would cost the connection."""
+
 _KINDS: Final = 4
 
 

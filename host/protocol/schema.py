@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 _MISSING: Final = object()
-_BYTES_PATTERN: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_BYTES_PATTERN: Final = re.compile(r"([0-9]{1,18})\s*(B|KiB|MiB|GiB)?")
 _BYTES_UNITS: Final = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -38,6 +39,7 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 _SCALARS: Final[dict[str, type]] = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}
 _LENGTH: Final = struct.Struct("<I")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _DECODE: Final[dict[Encoding, Callable[..., Any]]] = {
     Encoding.JSON: msgspec.json.decode,
     Encoding.MSGPACK: msgspec.msgpack.decode,
@@ -153,7 +155,8 @@ def _typed_array(spec: TensorSpec, values: Sequence[Any]) -> Array:
     if datatype == "FP64":
         return np.array(values, dtype=np.float64)
     if datatype == "FP32":
-        array: Array = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            array: Array = np.array(values, dtype=np.float32)
         if not np.isfinite(array).all():
             _refuse_overflow(spec, values, array)
         return array
@@ -228,23 +231,31 @@ def _refuse_half(spec: TensorSpec) -> None:
         raise InvalidInput(f"input '{spec.name}': FP16 cannot travel in a document: send it as binary data")
 
 
-def refuse_non_finite(name: str, value: Any) -> None:
-    """Raise if plain values of a JSON document hold NaN or Infinity, wherever they are nested."""
+def refuse_strays(name: str, value: Any) -> None:
+    """Raise for what Python's JSON reader takes and JSON cannot carry: NaN, Infinity, half of a surrogate pair.
+
+    `value`: plain values, however nested. The element that is named counts through all of them.
+    """
     waiting = [value]
     position = 0
     while waiting:
         part = waiting.pop()
         if isinstance(part, list):
             waiting.extend(reversed(part))
-        elif isinstance(part, dict):
+            continue
+        if isinstance(part, dict):
             waiting.extend(reversed(part.values()))
-        else:
-            if isinstance(part, float) and not math.isfinite(part):
-                raise InvalidInput(
-                    f"input '{name}': expected finite numbers, received {part} (element {position}): JSON cannot "
-                    "carry it, msgpack and binary data can"
-                )
-            position += 1
+            continue
+        if isinstance(part, float) and not math.isfinite(part):
+            raise InvalidInput(
+                f"input '{name}': expected finite numbers, received {part} (element {position}): "
+                "JSON cannot carry it, msgpack and binary data can"
+            )
+        if isinstance(part, str) and _SURROGATE.search(part):
+            raise InvalidInput(
+                f"input '{name}': expected text, received {part!r} (element {position}) with an unpaired surrogate"
+            )
+        position += 1
 
 
 def _binary_in_msgpack(data: msgspec.Raw) -> bytes | None:
@@ -291,7 +302,7 @@ def _explain(spec: TensorSpec, raw: msgspec.Raw, encoding: Encoding) -> NoReturn
     """Raise the error for `data` that could be read neither flat nor nested."""
     data = decode_document(bytes(raw), encoding)
     if encoding is Encoding.JSON:
-        refuse_non_finite(spec.name, data)
+        refuse_strays(spec.name, data)
     if not isinstance(data, list):
         raise InvalidInput(f"input '{spec.name}': expected data to be a list, received {_described(data)}")
     array_from_nested(spec, data)
@@ -321,7 +332,7 @@ def _described(value: Any) -> str:
 
 # -- arrays to documents and bytes ------------------------------------------------------------------------
 def values_of(name: str, datatype: str, array: Array) -> list[Any]:
-    """The flat values of an output for a JSON document. Raises `InvalidOutput` where JSON cannot say them."""
+    """The flat values of an output for a JSON document. Raises `InvalidInput` where JSON cannot say them."""
     if datatype == "BYTES":
         return [_text(name, value) for value in array.ravel().tolist()]
     if datatype == "FP16":
@@ -341,9 +352,8 @@ def bytes_of(datatype: str, array: Array) -> bytes:
         return array.astype(NUMPY_DTYPES[datatype], copy=False).tobytes()
     parts: list[bytes] = []
     for value in array.ravel().tolist():
-        raw = value if isinstance(value, bytes) else str(value).encode()
-        parts.append(_LENGTH.pack(len(raw)))
-        parts.append(raw)
+        parts.append(_LENGTH.pack(len(value)))
+        parts.append(value)
     return b"".join(parts)
 
 
@@ -355,7 +365,9 @@ def checked_output(spec: TensorSpec, value: Any, rows: int | None) -> Array:
     """
     array: Array = np.asarray(value)
     dtype = NUMPY_DTYPES[spec.datatype]
-    if array.dtype != dtype:
+    if spec.datatype == "BYTES":
+        array = _texts_of_output(spec, array)
+    elif array.dtype != dtype:
         array = _cast_output(spec, array, dtype)
     if not shape_matches(array.shape, spec.shape) or (rows is not None and array.shape[0] != rows):
         expected = spec.shape if rows is None else (rows, *spec.shape[1:])
@@ -365,23 +377,34 @@ def checked_output(spec: TensorSpec, value: Any, rows: int | None) -> Array:
     return array
 
 
+def _texts_of_output(spec: TensorSpec, array: Array) -> Array:
+    """An object array of `bytes`, of what may hold `str` too."""
+    if array.dtype.kind not in "OSU":
+        raise InvalidOutput(f"output '{spec.name}': expected BYTES, the model returned {array.dtype}")
+    values = array.ravel().tolist()
+    if all(type(value) is bytes for value in values) and array.dtype.kind == "O":
+        return array
+    for position, value in enumerate(values):
+        if not isinstance(value, bytes):
+            try:
+                values[position] = value.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise InvalidOutput(
+                    f"output '{spec.name}': expected bytes or text, the model returned {_described(value)} "
+                    f"(element {position})"
+                ) from error
+    texts = np.empty(len(values), dtype=np.object_)
+    texts[:] = values
+    return texts.reshape(array.shape)
+
+
 def _cast_output(spec: TensorSpec, array: Array, dtype: np.dtype[Any]) -> Array:
-    if spec.datatype == "BYTES":
-        if array.dtype.kind not in "OSU":
-            raise InvalidOutput(f"output '{spec.name}': expected BYTES, the model returned {array.dtype}")
-        texts = np.empty(array.shape, dtype=np.object_)
-        texts.ravel()[:] = [
-            value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()
-        ]
-        return texts
     if not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise InvalidOutput(f"output '{spec.name}': expected {spec.datatype}, the model returned {array.dtype}")
     return array.astype(dtype)
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, bytes):
-        return str(value)
+def _text(name: str, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ import msgspec
 from host.protocol.documents import decode_document, encode_document
 from host.protocol.errors import InvalidInput, Malformed
 from host.protocol.messages import Encoding
-from host.protocol.tensors import Array, array_from_nested, check_shape, refuse_non_finite, values_of
+from host.protocol.tensors import Array, array_from_nested, check_shape, refuse_strays, values_of
 from host.protocol.types import Signature, TensorSpec
 
 
@@ -127,20 +127,20 @@ def _read(body: bytes, encoding: Encoding, first_input: str) -> Any:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # The standard library reads NaN, so that the input which holds it can be named.
             document = decode_document(body, encoding)
-            _refuse_non_finite_in(document, first_input)
+            _refuse_strays_in(document, first_input)
             raise Malformed(f"the body is not JSON: {error}") from error
     return decode_document(body, encoding)
 
 
-def _refuse_non_finite_in(document: Any, first_input: str) -> None:
+def _refuse_strays_in(document: Any, first_input: str) -> None:
     if not isinstance(document, dict):
         return
     for part in (document.get("instances"), document.get("inputs")):
         for row in part if isinstance(part, list) else [part]:
             if isinstance(row, dict):
                 for name, value in row.items():
-                    refuse_non_finite(name, value)
-        refuse_non_finite(first_input, part)
+                    refuse_strays(name, value)
+        refuse_strays(first_input, part)
 
 
 def _nested(spec: TensorSpec, array: Array, encoding: Encoding) -> Any:

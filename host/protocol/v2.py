@@ -18,7 +18,7 @@ from host.protocol.tensors import (
     array_from_values,
     bytes_of,
     check_shape,
-    refuse_non_finite,
+    refuse_strays,
     scalar_type,
     values_of,
 )
@@ -293,7 +293,7 @@ def _explain_document(body: bytes, encoding: Encoding, error: Exception) -> NoRe
         inputs = document.get("inputs")
         for position, tensor in enumerate(inputs if isinstance(inputs, list) else []):
             if isinstance(tensor, dict):
-                refuse_non_finite(str(tensor.get("name", position)), tensor.get("data"))
+                refuse_strays(str(tensor.get("name", position)), tensor.get("data"))
     raise Malformed(f"not an inference request: {_located(error, document)}") from error
 
 

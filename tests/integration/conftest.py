@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hosts import CHECKOUT, RunningHost
+from hosts import CHECKOUT, HandHost, RunningHost
 from packages import Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
 
 
@@ -40,10 +42,9 @@ def everything(bundled: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def host(everything: Path) -> Iterator[RunningHost]:
     """Give one host for every test that leaves it as it was."""
-    running = RunningHost(everything)
-    running.start()
-    yield running
-    running.stop()
+    with RunningHost(everything) as running:
+        running.start()
+        yield running
 
 
 @pytest.fixture
@@ -56,16 +57,24 @@ def repository() -> Iterator[Path]:
 
 @pytest.fixture
 def make_host() -> Iterator[Callable[..., RunningHost]]:
-    """Give a way to make hosts for one test; they are stopped after it, if they were started."""
-    made: list[RunningHost] = []
+    """Give a way to make hosts for one test; they are stopped after it."""
+    with ExitStack() as made:
 
-    def make(*arguments: object, **named: object) -> RunningHost:
-        made.append(RunningHost(*arguments, **named))  # type: ignore[arg-type]
-        return made[-1]
+        def make(repository: Path, **options: Any) -> RunningHost:
+            return made.enter_context(RunningHost(repository, **options))
 
-    yield make
-    for running in made:
-        running.stop()
+        yield make
+
+
+@pytest.fixture
+def make_hand_host() -> Iterator[Callable[..., HandHost]]:
+    """Give a way to make hosts whose processes the test starts one by one; what still runs is stopped after it."""
+    with ExitStack() as made:
+
+        def make(repository: Path, **options: Any) -> HandHost:
+            return made.enter_context(HandHost(repository, **options))
+
+        yield make
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
-"""A real host for tests: worker and front processes in a run directory of their own, on a free port."""
+"""Real hosts for tests, each in a directory of its own and on a free port."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import select
+import selectors
 import shutil
 import signal
 import socket
@@ -15,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from host.config.deployment import DeployedModel, Deployment, write_deployment
+from host.config.deployment import load_deployment, write_deployment
 from host.config.run_dir import RunDirectory, group_name
 from host.protocol.package import Package, read_package
 
@@ -92,8 +94,8 @@ def tensors(**values: tuple[str, Sequence[int], list[Any]]) -> dict[str, Any]:
     }
 
 
-class RunningHost:
-    """A host that serves the packages of a repository, or some of them; `stop` asserts that nothing is left."""
+class Host:
+    """The packages of a repository, or some of them, and the processes that serve them. Starting is the subclasses'."""
 
     def __init__(
         self,
@@ -101,23 +103,18 @@ class RunningHost:
         *,
         models: Sequence[str] | None = None,
         fronts: int = 1,
-        front_flags: Sequence[str] = (),
         processes: Mapping[str, int] | None = None,
     ) -> None:
-        self.run_dir = RunDirectory(Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp")))
-        self.run_dir.sockets.mkdir()
-        self.run_dir.logs.mkdir()
+        self.repository = repository
+        self.directory = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+        self.run_dir = RunDirectory(self.directory / "run")
         self.packages: dict[str, Package] = {}
-        self.directories: dict[str, Path] = {}
         for directory in sorted(repository.glob("*/*")):
             if directory.is_dir() and (models is None or directory.parent.name in models):
                 package = read_package(directory)
                 self.packages[package.name] = package
-                self.directories[package.name] = directory
         self._processes = dict(processes or {})
         self._fronts = fronts
-        self._front_flags = list(front_flags)
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
         # Bound and never listening: nobody else gets the port, and the fronts share it.
         self._reservation = socket.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,129 +136,46 @@ class RunningHost:
         """How many workers a model has."""
         return self._processes.get(model, self.packages[model].scale.min_processes)
 
-    # -- life ---------------------------------------------------------------------------------------------
-    def start(self) -> None:
-        """Start everything and wait until it is ready."""
-        self.deploy()
-        for name in self.packages:
-            for slot in range(self.processes(name)):
-                self.start_worker(name, slot)
-        for index in range(self._fronts):
-            self.start_front(index)
-        self.wait_ready()
+    def group(self, model: str) -> str:
+        """The model's group of processes."""
+        return group_name(model, self.packages[model].version)
 
-    def deploy(self) -> None:
-        """Write the deployment that the fronts read."""
-        deployment = Deployment(
-            tuple(
-                DeployedModel(
-                    name=package.name,
-                    version=package.version,
-                    processes=self.processes(name),
-                    package=str(self.directories[name]),
-                    platform=package.platform,
-                    signature=package.signature,
-                    limits=package.limits,
-                )
-                for name, package in self.packages.items()
-            )
-        )
-        write_deployment(self.run_dir.deployment, deployment)
+    def __enter__(self) -> Self:
+        return self
 
-    def start_worker(self, model: str, slot: int = 0) -> subprocess.Popen[bytes]:
-        """Start one worker, by path as on a real host, and do not wait for it."""
-        package, group = self.packages[model], self.group(model)
-        return self._spawn(
-            f"{group}:{slot}",
-            [
-                "-I",
-                "-u",
-                str(CHECKOUT / "models" / "by_path.py"),
-                *("--package", str(self.directories[package.name])),
-                *("--socket", str(self.run_dir.worker_socket(group, slot))),
-                *("--slot", str(slot)),
-            ],
-        )
-
-    def start_front(self, index: int = 0) -> subprocess.Popen[bytes]:
-        """Start one front, and do not wait for it."""
-        return self._spawn(
-            f"front:{index}",
-            [
-                *("-P", "-m", "host.front", "--run-dir", str(self.run_dir.root)),
-                *("--port", str(self.port), "--index", str(index)),
-                *self._front_flags,
-            ],
-        )
-
-    def _spawn(self, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        with self.run_dir.log(program).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            )
-        self._running[program] = process
-        return process
-
-    def wait_ready(self) -> None:
-        """Wait until every front says that every model is ready; each front has connections of its own."""
-
-        def ready() -> bool:
-            for program, process in self._running.items():
-                assert process.poll() is None, f"{program} ended with {process.returncode}:\n{self.log(program)}"
-            joined = sum(self.log(f"front:{index}").count(" joined ") for index in range(self._fronts))
-            return joined >= self._fronts * sum(map(self.processes, self.packages)) and self.is_ready()
-
-        until(ready, f"ready: {self.logs()}", START_LIMIT_S)
-
-    def is_ready(self, model: str = "") -> bool:
-        """Ask the host, or it about one model."""
-        try:
-            return self.call("GET", f"/v2/models/{model}/ready" if model else "/v2/health/ready").status == 200
-        except OSError:
-            return False
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
-        """Stop everything, fronts first, and assert that nothing is left of it."""
+        """Stop everything and assert that nothing is left of it: no process, no socket, no listener."""
         try:
-            for prefix in ("front:", ""):
-                going = [process for program, process in self._running.items() if program.startswith(prefix)]
-                for process in going:
-                    process.terminate()
-                for process in going:
-                    process.wait(STOP_LIMIT_S)
+            self._stop()
             self.assert_nothing_left()
         except BaseException:
             sys.stderr.write(self.logs())
             raise
         finally:
-            for process in self._running.values():
-                process.kill()
-                process.wait()
+            for pid in self.pids():
+                os.kill(pid, signal.SIGKILL)
             self._reservation.close()
-            shutil.rmtree(self.run_dir.root)
+            shutil.rmtree(self.directory)
+
+    def _stop(self) -> None:
+        raise NotImplementedError
 
     def assert_nothing_left(self) -> None:
-        """No process that knows the run directory, no socket in it, no listener on the port."""
+        """No process that knows the directory, no socket in it, no listener on the port."""
         assert self.pids() == {}
-        assert [path for path in self.run_dir.root.rglob("*") if path.is_socket()] == []
-        assert list(self.run_dir.sockets.iterdir()) == []
+        assert [path for path in self.directory.rglob("*") if path.is_socket()] == []
+        assert [path.name for path in self.run_dir.sockets.glob("*")] == []
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
 
     # -- what runs ----------------------------------------------------------------------------------------
-    def group(self, model: str) -> str:
-        """The model's group of processes."""
-        return group_name(model, self.packages[model].version)
-
     def pids(self) -> dict[int, list[str]]:
         """Every living process that has the run directory in its command line, found in /proc."""
         found = {}
-        root = str(self.run_dir.root).encode()
+        root = str(self.directory).encode()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = path.read_bytes().split(b"\0")
@@ -274,28 +188,33 @@ class RunningHost:
     def worker_pids(self, model: str) -> dict[int, int]:
         """Slot to pid of a model's workers."""
         sockets = {str(self.run_dir.worker_socket(self.group(model), slot)): slot for slot in range(256)}
-        return {
-            sockets[word]: pid for pid, words in self.pids().items() for word in words if word in sockets
-        }
+        return {sockets[word]: pid for pid, words in self.pids().items() for word in words if word in sockets}
 
     def front_pids(self) -> list[int]:
         """The fronts' pids."""
         return [pid for pid, words in self.pids().items() if "host.front" in words]
 
-    def kill(self, program: str, number: int = signal.SIGKILL) -> subprocess.Popen[bytes]:
-        """Send a signal to a process by its program name, `churn.v3:0`, and wait for its end."""
-        process = self._running.pop(program)
-        process.send_signal(number)
-        process.wait(STOP_LIMIT_S)
-        return process
+    def is_ready(self, model: str = "") -> bool:
+        """Ask the host, or it about one model."""
+        try:
+            return self.call("GET", f"/v2/models/{model}/ready" if model else "/v2/health/ready").status == 200
+        except OSError:
+            return False
+
+    def joined(self, front: int = 0) -> int:
+        """How often a worker has joined a front since the run directory was made."""
+        return self.log(f"front:{front}").count(" joined ")
 
     def log(self, program: str) -> str:
-        """What a process has logged."""
-        return self.run_dir.log(program).read_text()
+        """What a process has logged, by its program name: `churn.v3:0`, `front:0`."""
+        try:
+            return self.run_dir.log(program).read_text()
+        except FileNotFoundError:
+            return ""
 
     def logs(self) -> str:
         """All logs, for a failing test."""
-        return "".join(f"\n--- {path.name}\n{path.read_text()}" for path in sorted(self.run_dir.logs.iterdir()))
+        return "".join(f"\n--- {path.name}\n{path.read_text()}" for path in sorted(self.run_dir.logs.glob("*")))
 
     # -- requests -----------------------------------------------------------------------------------------
     def connect(self) -> http.client.HTTPConnection:
@@ -303,11 +222,15 @@ class RunningHost:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=CALL_LIMIT_S)
 
     def send(
-        self, method: str, path: str, body: bytes | dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> http.client.HTTPConnection:
-        """Send a request on a connection of its own; `read_answer` reads the answer later."""
+        """Send a request on a connection of its own; `read_answer` reads the answer later, and that closes it."""
         connection = self.connect()
-        given = dict(headers or {})
+        given = {"Connection": "close", **(headers or {})}
         if isinstance(body, dict):
             body = json.dumps(body).encode()
             given.setdefault("Content-Type", "application/json")
@@ -315,7 +238,11 @@ class RunningHost:
         return connection
 
     def call(
-        self, method: str, path: str, body: bytes | dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request and read its answer; a dict travels as JSON."""
         connection = self.send(method, path, body, headers)
@@ -342,3 +269,137 @@ class RunningHost:
             except (BrokenPipeError, ConnectionResetError):
                 pass
         return bytes(received)
+
+
+class RunningHost(Host):
+    """A host under `modelhost up`: supervisord, control, fronts and workers."""
+
+    def __init__(self, repository: Path, *, settings: Mapping[str, object] | None = None, **options: Any) -> None:
+        super().__init__(repository, **options)
+        self._settings = dict(settings or {})
+        self._up: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start everything; back when `up` says that it is ready."""
+        deployment = self.directory / "deployment.toml"
+        deployment.write_text(
+            "".join(f'[[models]]\nname = "{name}"\nprocesses = {self.processes(name)}\n' for name in self.packages)
+        )
+        flags = {
+            "repository": self.repository,
+            "run-dir": self.run_dir.root,
+            "deployment": deployment,
+            "port": self.port,
+            "fronts": self._fronts,
+            **self._settings,
+        }
+        self._up = subprocess.Popen(
+            [sys.executable, "-P", "-m", "host.cli", "up", *(f"--{name}={value}" for name, value in flags.items())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        )
+        said = self._read_until("ready: ")
+        assert f"ready: {self.url}\n" in said, said + self.logs()
+
+    def _read_until(self, word: str) -> str:
+        assert self._up is not None and self._up.stdout is not None
+        said = ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._up.stdout, selectors.EVENT_READ)
+            while word not in said:
+                assert selector.select(START_LIMIT_S), f"nothing more from modelhost up:\n{said}{self.logs()}"
+                part = os.read(self._up.stdout.fileno(), 65536)
+                if not part:
+                    break
+                said += part.decode()
+        return said
+
+    def wait_for_end(self) -> int:
+        """Wait until `up` ends by itself; give its exit code. `stop` then only looks at what is left."""
+        assert self._up is not None and self._up.stdout is not None
+        code = self._up.wait(STOP_LIMIT_S)
+        self._up.stdout.close()
+        self._up = None
+        return code
+
+    def _stop(self) -> None:
+        if self._up is None:
+            return
+        if self._up.poll() is None:
+            self._up.send_signal(signal.SIGINT)
+        said, _ = self._up.communicate(timeout=STOP_LIMIT_S)
+        assert self._up.returncode == 0, said
+        assert b"stopped" in said
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one of the host's processes and wait for its end. It is not our child."""
+        assert pid in self.pids()
+        descriptor = os.pidfd_open(pid)
+        try:
+            os.kill(pid, number)
+            assert select.select([descriptor], [], [], STOP_LIMIT_S)[0], f"pid {pid} does not end"
+        finally:
+            os.close(descriptor)
+
+
+class HandHost(Host):
+    """Workers and fronts started one by one, with nobody to start them again."""
+
+    def __init__(self, repository: Path, **options: Any) -> None:
+        super().__init__(repository, **options)
+        for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.logs):
+            directory.mkdir()
+        write_deployment(self.run_dir.deployment, load_deployment(repository, None))
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._killed: set[str] = set()
+
+    def start_worker(self, model: str, slot: int = 0, python: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start one worker, by path as supervisord does, and do not wait for it."""
+        group = self.group(model)
+        arguments = ["-I", "-u", str(CHECKOUT / "models" / "by_path.py"), "--slot", str(slot)]
+        arguments += ["--package", str(self.repository / model / self.packages[model].version)]
+        arguments += ["--socket", str(self.run_dir.worker_socket(group, slot))]
+        return self._spawn(f"{group}:{slot}", [str(python or sys.executable), *arguments])
+
+    def start_front(self, index: int = 0) -> subprocess.Popen[bytes]:
+        """Start one front, and do not wait for it."""
+        arguments = ["-P", "-m", "host.front", "--run-dir", str(self.run_dir.root)]
+        arguments += ["--port", str(self.port), "--index", str(index)]
+        return self._spawn(f"front:{index}", [sys.executable, *arguments])
+
+    def started(self, prefix: str) -> list[subprocess.Popen[bytes]]:
+        """The processes whose program names begin so."""
+        return [process for program, process in self._running.items() if program.startswith(prefix)]
+
+    def _spawn(self, program: str, command: list[str]) -> subprocess.Popen[bytes]:
+        with self.run_dir.log(program).open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            )
+        self._running[program] = process
+        return process
+
+    def _stop(self) -> None:
+        for prefix in ("front:", ""):
+            for process in self.started(prefix):
+                process.terminate()
+            for process in self.started(prefix):
+                process.wait(STOP_LIMIT_S)
+        for program in self._killed | {name for name, process in self._running.items() if process.returncode}:
+            # Nobody else cleans up after a worker that died.
+            self.run_dir.sockets.joinpath(f"{program}.sock").unlink(missing_ok=True)
+
+    def kill(self, program: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a process by its program name, and wait for its end."""
+        process = self._running.pop(program)
+        self._killed.add(program)
+        process.send_signal(number)
+        process.wait(STOP_LIMIT_S)

@@ -51,7 +51,7 @@ class Bad:
 
 
 def tensor(name: str = "features", shape: Any = (1, 30), datatype: Any = "FP64", **rest: Any) -> dict[str, Any]:
-    return {"name": name, "shape": shape, "datatype": datatype, **({"data": [1.0] * 30} if not rest else rest)}
+    return {"name": name, "shape": shape, "datatype": datatype, **(rest or {"data": [1.0] * 30})}
 
 
 def request(*inputs: Any, **rest: Any) -> bytes:
@@ -89,9 +89,7 @@ def no_document() -> Iterator[Bad]:
         yield Bad("not a request", f"{key} is {value!r}", body, MALFORMED, (f"$.inputs[0].{key}",))
     yield Bad("not a request", "no inputs", request(), INVALID, ("input 'features' is missing", "received none"))
     for key, value in (("id", 7), ("parameters", []), ("outputs", {}), ("outputs", ["probability"])):
-        yield Bad(
-            "not a request", f"{key} is {value!r}", request(tensor(), **{key: value}), MALFORMED, (f"$.{key}",)
-        )
+        yield Bad("not a request", f"{key} is {value!r}", request(tensor(), **{key: value}), MALFORMED, (f"$.{key}",))
     yield Bad("not UTF-8", "everywhere", b"\xff\xfe\x00\x01", MALFORMED, ("not UTF-8", "0xff"))
     yield Bad("not UTF-8", "in a name", GOOD.replace(b"features", b"feat\xc3\x28"), MALFORMED, ("not UTF-8",))
     yield Bad("not UTF-8", "UTF-16", GOOD.decode().encode("utf-16"), MALFORMED, ("not UTF-8",))
@@ -122,7 +120,9 @@ def shapes() -> Iterator[Bad]:
     for rows in (2, 10**9, 2**31, 2**62, 2**64, 10**40):
         says = ("features", str(rows)) if rows < 2**64 else ("features",)
         yield Bad("huge shape", f"{rows} rows", request(tensor(shape=[rows, 30])), MALFORMED, says)
-    yield Bad("rows", "none", request(tensor(shape=[0, 30], data=[])), INVALID, ("'features'", "1 to 256", "received 0"))
+    yield Bad(
+        "rows", "none", request(tensor(shape=[0, 30], data=[])), INVALID, ("'features'", "1 to 256", "received 0")
+    )
     yield Bad(
         "rows", "257", request(tensor(shape=[257, 30], data=[1.0] * 7710)), INVALID, ("'features'", "1 to 256", "257")
     )
@@ -140,7 +140,9 @@ def inputs() -> Iterator[Bad]:
     yield Bad("unknown input", "case", request(tensor("Features")), INVALID, ("unknown input 'Features'", *known))
     yield Bad("unknown input", "empty name", request(tensor("")), INVALID, ("unknown input ''", *known))
     yield Bad("unknown input", "beside", request(tensor(), tensor("more")), INVALID, ("unknown input 'more'", *known))
-    yield Bad("unknown input", "v2", request(tensor("x")), INVALID, ("unknown input 'x'", "'age', 'sex'"), path=DIABETES)
+    yield Bad(
+        "unknown input", "v2", request(tensor("x")), INVALID, ("unknown input 'x'", "'age', 'sex'"), path=DIABETES
+    )
     yield Bad("input twice", "same", request(tensor(), tensor()), MALFORMED, ("input 'features' is given twice",))
     given = [tensor(name, [1, 1], data=[1.0]) for name in COLUMNS]
     for missing in (0, 4, 9):
@@ -192,8 +194,22 @@ def elements() -> Iterator[Bad]:
         yield Bad("nested", f"{depth}, v1", b'{"instances":' + b"[" * depth + b"]" * depth + b"}", None, path=V1_CANCER)
     image = tensor("image", [1, 64], "FP32", data=[0.0] * 63 + [1e39])
     yield Bad("out of range", "FP32", request(image), INVALID, ("input 'image'", "FP32", "1e+39"), path=DIGITS)
-    yield Bad("not text", "a number", request(tensor("text", [1, 1], "BYTES", data=[5])), INVALID, ("'text'", "strings", "5"), path=TEXTS)
-    yield Bad("not text", "null", request(tensor("text", [1, 1], "BYTES", data=[None])), INVALID, ("'text'", "null"), path=TEXTS)
+    yield Bad(
+        "not text",
+        "a number",
+        request(tensor("text", [1, 1], "BYTES", data=[5])),
+        INVALID,
+        ("'text'", "strings", "5"),
+        path=TEXTS,
+    )
+    yield Bad(
+        "not text",
+        "null",
+        request(tensor("text", [1, 1], "BYTES", data=[None])),
+        INVALID,
+        ("'text'", "null"),
+        path=TEXTS,
+    )
     body = rb'{"inputs":[{"name":"text","shape":[1,1],"datatype":"BYTES","data":["\ud800"]}]}'
     yield Bad("not text", "lone surrogate", body, MALFORMED, path=TEXTS)
     yield from typed()
@@ -227,7 +243,9 @@ def binary() -> Iterator[Bad]:
         part = request(tensor(parameters={"binary_data_size": size}, **rest))
         return part + tail, {HEADER: str(len(part)) if header is None else header}
 
-    def bad(variant: str, made: tuple[bytes, dict[str, str]], *says: str, error: tuple[int, str] | None = MALFORMED) -> Bad:
+    def bad(
+        variant: str, made: tuple[bytes, dict[str, str]], *says: str, error: tuple[int, str] | None = MALFORMED
+    ) -> Bad:
         return Bad("binary", variant, made[0], error, says, headers=made[1])
 
     yield bad("tail missing", with_binary(240, b""), "'features'", "240 bytes", "received 0")
@@ -237,7 +255,9 @@ def binary() -> Iterator[Bad]:
     yield bad("size above shape", with_binary(248, raw + raw[:8]), "'features'", "takes 240 bytes", "received 248")
     yield bad("size is zero", with_binary(0, b""), "'features'", "takes 240 bytes", "received 0")
     for size in (-1, "240", 240.0, None, True, [240]):
-        says = ("'features'", "expected data or binary_data_size") if size is None else ("'features'", "binary_data_size")
+        says = (
+            ("'features'", "expected data or binary_data_size") if size is None else ("'features'", "binary_data_size")
+        )
         yield bad(f"size is {size!r}", with_binary(size, raw), *says)
     for size in (2**31, 2**63, 2**64, 10**30):
         yield bad(f"size is {size}", with_binary(size, raw), "'features'", "binary_data_size")
@@ -304,7 +324,7 @@ def packed() -> Iterator[Bad]:
 
 
 def v1() -> Iterator[Bad]:
-    row = {name: 1.0 for name in COLUMNS}
+    row = dict.fromkeys(COLUMNS, 1.0)
 
     def bad(variant: str, value: Any, error: tuple[int, str] | None, *says: str, path: str = V1_CANCER) -> Bad:
         return Bad("v1", variant, json.dumps(value).encode(), error, says, path)
@@ -359,9 +379,20 @@ def compressed() -> Iterator[Bad]:
         ("deflate", "gzip", gzipped),
     ):
         headers = {"Content-Encoding": coding}
-        yield Bad("compressed", f"{coding}, {variant}", body, MALFORMED, (f"the body is not {coding}",), headers=headers)
-    yield Bad("compressed", "gzip of nothing", gzip.compress(b""), MALFORMED, ("empty",), headers={"Content-Encoding": "gzip"})
-    yield Bad("compressed", "gzip of half", gzip.compress(GOOD[:50]), MALFORMED, ("not JSON",), headers={"Content-Encoding": "gzip"})
+        yield Bad(
+            "compressed", f"{coding}, {variant}", body, MALFORMED, (f"the body is not {coding}",), headers=headers
+        )
+    yield Bad(
+        "compressed", "gzip of nothing", gzip.compress(b""), MALFORMED, ("empty",), headers={"Content-Encoding": "gzip"}
+    )
+    yield Bad(
+        "compressed",
+        "gzip of half",
+        gzip.compress(GOOD[:50]),
+        MALFORMED,
+        ("not JSON",),
+        headers={"Content-Encoding": "gzip"},
+    )
     unsupported = (415, "UNSUPPORTED_MEDIA_TYPE")
     for coding in ("br", "zstd", "compress", "gzip, gzip", "nonsense"):
         says = ("Content-Encoding", "gzip, deflate or identity", repr(coding))
@@ -373,7 +404,13 @@ def typed_bodies() -> Iterator[Bad]:
     for media_type in ("text/html", "application/xml", "application/jsonx", "image/png", "json", "*/*", "\xff"):
         says = ("Content-Type", "application/json")
         yield Bad("content type", media_type, GOOD, unsupported, says, headers={"Content-Type": media_type})
-    yield Bad("content type", "octet-stream, no JSON", b"\0" * 240, MALFORMED, headers={"Content-Type": "application/octet-stream"})
+    yield Bad(
+        "content type",
+        "octet-stream, no JSON",
+        b"\0" * 240,
+        MALFORMED,
+        headers={"Content-Type": "application/octet-stream"},
+    )
 
 
 def paths() -> Iterator[Bad]:
@@ -410,7 +447,8 @@ def other_headers() -> Iterator[Bad]:
 TABLE = [
     bad
     for kind in (
-        truncated, no_document, shapes, inputs, elements, binary, packed, v1, compressed, typed_bodies, paths, other_headers
+        truncated, no_document, shapes, inputs, elements, binary, packed, v1, compressed, typed_bodies, paths,
+        other_headers,
     )
     for bad in kind()
 ]  # fmt: skip
@@ -472,7 +510,7 @@ HARMLESS: dict[str, bytes] = {
     "accept not UTF-8": b"Accept: \xff",
     "quality no number": b"Accept: application/json;q=nan, application/msgpack;q=",
     "accept-encoding not UTF-8": b"Accept-Encoding: \xff, gzip;q=inf",
-    "h2c upgrade": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+    "h2c upgrade": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk",
     "websocket upgrade": b"Connection: Upgrade\r\nUpgrade: websocket",
     "an unknown header": b"X-Whatever: \x80\x81",
 }

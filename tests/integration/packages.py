@@ -27,14 +27,14 @@ class Model:
         return {"upper": upper, "length": np.array([len(text) for text in texts.ravel()]).reshape(texts.shape)}
 '''
 
-TYPED = '''
+TYPED = """
 class Model:
     def load(self, package):
         pass
 
     def predict(self, inputs):
         return {f"{name}_back": array for name, array in inputs.items()}
-'''
+"""
 
 FRAGILE = '''
 import numpy as np

@@ -11,12 +11,13 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hosts import Answer, RunningHost, parsed_answers, read_answer, tensors, until
-from packages import Gate, write_fragile, write_gated, write_texts
+from packages import Gate, write_fragile, write_gated
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +66,9 @@ def test_405_says_what_is_allowed(host: RunningHost, method: str, path: str, all
         assert answer.error == (405, "METHOD_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/", "/v3", "/v2/models", "/v2/models/", "/metrics", "/V2", "/v2//health/live"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v2/", "/v3", "/v2/models", "/v2/models/", "/metrics", "/V2", "/v2//health/live"]
+)
 def test_404_in_the_form_of_every_error(host: RunningHost, path: str) -> None:
     answer = host.call("GET", path)
     if path == "/v2/":
@@ -109,7 +112,9 @@ def test_repository_index_by_readiness(host: RunningHost) -> None:
 
 
 # -- request ids ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("given", ["a", "abc-123", "x" * 128, "~!@#$%^&*()_+{}|", "00-4bf92f3577b34da6a3ce929d0e0e4736-01"])
+@pytest.mark.parametrize(
+    "given", ["a", "abc-123", "x" * 128, "~!@#$%^&*()_+{}|", "00-4bf92f3577b34da6a3ce929d0e0e4736-01"]
+)
 def test_request_ids_are_taken(host: RunningHost, given: str) -> None:
     assert host.call("GET", "/v2", headers={"X-Request-Id": given}).headers["x-request-id"] == given
     assert host.call("GET", "/v9", headers={"X-Request-Id": given}).headers["x-request-id"] == given
@@ -132,12 +137,10 @@ def test_made_request_ids_differ(host: RunningHost) -> None:
 @pytest.fixture(scope="module")
 def small(everything: Path) -> Iterator[RunningHost]:
     """Give a host that takes bodies of 4 KiB."""
-    running = RunningHost(
-        everything, models=["texts"], front_flags=["--max-body-bytes", str(SMALL_LIMIT), "--max-connections", "8"]
-    )
-    running.start()
-    yield running
-    running.stop()
+    settings = {"max-body-bytes": f"{SMALL_LIMIT}B", "max-connections": 8}
+    with RunningHost(everything, models=["texts"], settings=settings) as running:
+        running.start()
+        yield running
 
 
 def text_of(size: int) -> bytes:
@@ -226,7 +229,7 @@ def test_connection_limit(small: RunningHost) -> None:
 def test_keep_alive_through_errors(host: RunningHost) -> None:
     connection = host.connect()
     body = json.dumps(fragile(5)).encode()
-    with connection:
+    with closing(connection):
         for method, path, sent, status in (
             ("POST", FRAGILE, body, 200),
             ("POST", FRAGILE, b"{", 400),
@@ -244,12 +247,11 @@ def test_keep_alive_through_errors(host: RunningHost) -> None:
             assert connection.sock is before, "the connection was closed"
 
 
-def closing(connection: http.client.HTTPConnection) -> Any:
-    return connection
-
-
 def test_connection_close_and_http_1_0(host: RunningHost) -> None:
-    for lines in (b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET /v2/health/live HTTP/1.0\r\n\r\n"):
+    for lines in (
+        b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /v2/health/live HTTP/1.0\r\n\r\n",
+    ):
         (answer,) = parsed_answers(host.raw(lines))
         assert answer.document == {"live": True, "ready": True}
 
@@ -360,7 +362,10 @@ def test_504_in_time_and_says_where(host: RunningHost, gate: Gate) -> None:
         assert answer.error == (504, "DEADLINE_EXCEEDED")
         said.append(answer.document["error"])
     assert 0.15 <= time.monotonic() - start <= 1.0
-    assert sorted(said) == ["deadline passed while waiting for the worker", *["deadline passed while waiting in the queue"] * 2]
+    assert sorted(said) == [
+        "deadline passed while waiting for the worker",
+        *["deadline passed while waiting in the queue"] * 2,
+    ]
     answer = read_answer(running)
     assert answer.error == (504, "DEADLINE_EXCEEDED")
     assert 0.35 <= time.monotonic() - start <= 1.2
@@ -451,19 +456,21 @@ def following(gate: Gate) -> tuple[float, ...]:
 
 
 def test_load_makes_batches(repository: Path, make_host: Callable[..., RunningHost]) -> None:
-    package = write_gated(repository, max_batch_rows=8, max_queue=64)
+    package = write_gated(repository, max_batch_rows=8, max_queue=1)
     running = make_host(repository)
     running.start()
     gate = Gate(package)
-    connections = [running.send("POST", "/v2/models/gated/infer", gated(1))]
+    connections = {1: running.send("POST", "/v2/models/gated/infer", gated(1))}
     visit = gate.entered()
-    # While one batch runs the others gather: a window of 16 rows, one of which runs.
-    connections += [running.send("POST", "/v2/models/gated/infer", gated(value)) for value in range(2, 18)]
+    # While one runs the others gather, 15 more in the worker's window of two batches and one in the queue.
+    connections |= {value: running.send("POST", "/v2/models/gated/infer", gated(value)) for value in range(2, 19)}
+    refused = answered(list(connections.values()))
+    assert read_answer(refused).error == (503, "QUEUE_FULL")
     gate.remove()
     visit.let_through()
-    answers = [outputs(read_answer(connection)) for connection in connections]
-    assert [answer["y"] for answer in answers] == [[2.0 * value] for value in range(1, 18)]
-    assert max(answer["batch"][0] for answer in answers) == 8
+    answers = {value: outputs(read_answer(sent)) for value, sent in connections.items() if sent is not refused}
+    assert {value: answer["y"] for value, answer in answers.items()} == {value: [2.0 * value] for value in answers}
+    assert max(answer["batch"][0] for answer in answers.values()) == 8
 
 
 # -- models that misbehave --------------------------------------------------------------------------------

@@ -149,9 +149,7 @@ def instances(reference: Reference, start: int, end: int) -> list[Any]:
 
 @each_slice
 def test_v1_instances(host: RunningHost, reference: Reference, start: int, end: int) -> None:
-    answer = host.call(
-        "POST", f"/v1/models/{reference.model}:predict", {"instances": instances(reference, start, end)}
-    )
+    answer = host.call("POST", f"/v1/models/{reference.model}:predict", {"instances": instances(reference, start, end)})
     assert answer.status == 200, answer.body
     reference.compare(predictions(reference, answer.document), start, end)
 
@@ -222,9 +220,7 @@ def test_compressed_requests(
     reference.compare(read(answer.document), 0, 64)
 
 
-@pytest.mark.parametrize(
-    ("coding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)]
-)
+@pytest.mark.parametrize(("coding", "decompress"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
 def test_compressed_answers(
     host: RunningHost, reference: Reference, coding: str, decompress: Callable[[bytes], bytes]
 ) -> None:

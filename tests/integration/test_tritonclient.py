@@ -188,7 +188,7 @@ def test_bytes_outputs(client: InferenceServerClient, diabetes: Reference, outpu
 
 @both_forms
 def test_bytes_inputs(client: InferenceServerClient, binary: bool) -> None:
-    given = texts("abc", "", "größe", "x" * 70_000, "tab\t\"quote\"\n")
+    given = texts("abc", "", "größe", "x" * 70_000, 'tab\t"quote"\n')
     result = client.infer("texts", [tensor("text", given, "BYTES", binary=binary)])
     upper = [text.encode().upper() for text in given.ravel()]
     assert [text.encode() for text in decoded(result.as_numpy("upper"))] == upper
@@ -198,7 +198,7 @@ def test_bytes_inputs(client: InferenceServerClient, binary: bool) -> None:
 def test_bytes_that_are_no_text_travel_binary_only(client: InferenceServerClient) -> None:
     given = tensor("text", texts(b"\xff\x00\xfe"), "BYTES")
     assert client.infer("texts", [given]).as_numpy("upper").ravel().tolist() == [b"\xff\x00\xfe"]
-    with pytest.raises(InferenceServerException, match="'upper'.*not UTF-8") as failure:
+    with pytest.raises(InferenceServerException, match=r"'upper'.*not UTF-8") as failure:
         client.infer("texts", [given], outputs=[InferRequestedOutput("upper", binary_data=False)])
     assert failure.value.status() == "422"
 

@@ -1,0 +1,140 @@
+"""`modelhost status`: desired against actual, as control sees it."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from host.cli.options import load, settings_options
+from host.protocol.errors import HostError
+
+if TYPE_CHECKING:
+    from host.config.run_dir import RunDirectory
+    from host.control.status import HostStatus, SlotStatus
+
+CALL_TIMEOUT_S: Final = 5.0
+CONTROL_BACK_S: Final = 3.0
+"""supervisord restarts a dead control within about a second."""
+
+_LOOK_S: Final = 0.1
+
+
+class NotRunning(HostError):
+    """No host runs in the directory."""
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="write the document that control gives")
+@settings_options("run_dir")
+def command(as_json: bool, config_file: str | None, **flags: str | None) -> int:
+    """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready."""
+    import msgspec
+
+    from host.cli.printing import print_json
+    from host.config.run_dir import RunDirectory
+    from host.control.status import HostStatus
+
+    run_dir = RunDirectory(load(config_file, flags).settings.run_dir)
+    try:
+        document = fetch_status(run_dir)
+    except NotRunning as error:
+        if not as_json:
+            raise
+        print_json({"running": False, "ready": False, "reason": str(error)})
+        return 1
+    status = msgspec.json.decode(document, type=HostStatus)
+    if as_json:
+        print_json({"running": True} | msgspec.json.decode(document))
+    else:
+        _print(status)
+    return 0 if status.ready else 1
+
+
+def fetch_status(run_dir: RunDirectory) -> bytes:
+    """Ask control; wait a moment for one that is being restarted. Raises `HostError`."""
+    from host.cli.preflight import holder_pid
+
+    deadline = time.monotonic() + CONTROL_BACK_S
+    while True:
+        try:
+            return _get(run_dir)
+        except OSError as error:
+            if holder_pid(run_dir) is None and not run_dir.supervisor_socket.exists():
+                raise NotRunning(f"no host runs in {run_dir.root}; start it with: modelhost up") from error
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"control does not answer on {run_dir.control_socket}: {error}; its log: {run_dir.log('control')}"
+                ) from error
+        time.sleep(_LOOK_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=CALL_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CALL_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def _get(run_dir: RunDirectory) -> bytes:
+    connection = _UnixConnection(str(run_dir.control_socket))
+    try:
+        connection.request("GET", "/status")
+        response = connection.getresponse()
+        body = response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no answer: {error!r}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise HostError(f"control answered {response.status}: {body.decode('utf-8', 'replace')[:300]}")
+    return body
+
+
+def _print(status: HostStatus) -> None:
+    from host.cli.printing import make_table, print_table
+
+    models = make_table("model", "version", "wanted", "ready", "", title="models")
+    for model in status.models:
+        state = "[green]ready[/]" if model.ready >= model.wanted else "[red]not ready[/]"
+        name = model.name if model.default else f"{model.name} (not default)"
+        models.add_row(name, model.version, str(model.wanted), str(model.ready), state)
+    print_table(models)
+    click.echo()
+    processes = make_table("process", "ready", "state", "pid", "uptime", "restarts", "last exit", title="processes")
+    slots = [*(slot for model in status.models for slot in model.slots), *status.host, *status.unwanted]
+    for slot in slots:
+        processes.add_row(*_cells(slot))
+    print_table(processes)
+
+
+def _cells(slot: SlotStatus) -> list[str]:
+    exit_text = ""
+    if slot.last_exit is not None:
+        exit_text = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(slot.last_exit.at))} {slot.last_exit.reason}"
+    return [
+        slot.name,
+        "[green]yes[/]" if slot.ready else "[red]no[/]",
+        slot.state,
+        str(slot.pid or ""),
+        duration(slot.uptime_s) if slot.pid else "",
+        str(slot.restarts or ""),
+        exit_text,
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`3d 04:05:06`, or `4:05` below an hour."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,0 +1,197 @@
+"""What runs: found in a repository, or said by a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from host.config.deployment import (
+    DeployedModel,
+    Deployment,
+    load_deployment,
+    natural_key,
+    read_deployment,
+    socket_path_problems,
+    write_deployment,
+)
+from host.protocol.errors import ConfigError
+
+TENSORS = """
+[[inputs]]
+name = "x"
+datatype = "FP64"
+shape = [-1, 1]
+[[outputs]]
+name = "y"
+datatype = "FP64"
+shape = [-1, 1]
+"""
+
+
+def make(repository: Path, name: str, version: str, more: str = "") -> Path:
+    package = repository / name / version
+    package.mkdir(parents=True)
+    (package / "model.toml").write_text('runtime = "python"\n' + TENSORS + more)
+    (package / "model.py").write_text("class Model: ...\n")
+    return package
+
+
+def said(repository: Path, text: str) -> Path:
+    path = repository.parent / "deployment.toml"
+    path.write_text(text)
+    return path
+
+
+def running(deployment: Deployment) -> list[tuple[str, str, int, bool]]:
+    return [(model.name, model.version, model.processes, model.default) for model in deployment.models]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    path = tmp_path / "models"
+    path.mkdir()
+    return path
+
+
+def problems_of(repository: Path, file: Path | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        load_deployment(repository, file)
+    return list(raised.value.problems)
+
+
+def test_the_highest_version_of_every_model(repository: Path) -> None:
+    for version in ("9", "10", "1"):
+        make(repository, "b", version)
+    make(repository, "a", "1", "[scale]\nprocesses = 3\n")
+    make(repository, "c", "1", "[scale]\nmin = 0\nmax = 4\n")
+    for ignored in (".training", "__pycache__"):
+        (repository / ignored).mkdir()
+    (repository / "README.md").write_text("")
+    assert running(load_deployment(repository, None)) == [
+        ("a", "1", 3, True),
+        ("b", "10", 1, True),
+        ("c", "1", 1, True),
+    ]
+
+
+def test_versions_compare_naturally() -> None:
+    versions = ["1.10", "1.9", "10", "9", "2024-01-02", "1.9.1", "latest"]
+    assert sorted(versions, key=natural_key) == ["latest", "1.9", "1.9.1", "1.10", "9", "10", "2024-01-02"]
+
+
+def test_a_file_says_what_runs(repository: Path) -> None:
+    for version in ("1", "2"):
+        make(repository, "a", version)
+    make(repository, "b", "1", "[scale]\nprocesses = 2\n")
+    file = said(
+        repository,
+        '[[models]]\nname = "b"\n[[models]]\nname = "a"\nversion = "1"\nprocesses = 256\n[[models]]\nname = "a"\n',
+    )
+    assert running(load_deployment(repository, file)) == [
+        ("b", "1", 2, True),
+        ("a", "1", 256, False),
+        ("a", "2", 1, True),
+    ]
+
+
+def test_the_default_is_the_one_that_says_so(repository: Path) -> None:
+    for version in ("1", "2", "3"):
+        make(repository, "a", version)
+    entries = '[[models]]\nname = "a"\nversion = "{}"\n{}\n'
+    one = said(repository, entries.format(1, "default = true") + entries.format(2, ""))
+    assert running(load_deployment(repository, one)) == [("a", "1", 1, True), ("a", "2", 1, False)]
+    not_highest = said(repository, entries.format(3, "default = false") + entries.format(2, "") + entries.format(1, ""))
+    assert [model.version for model in load_deployment(repository, not_highest).models if model.default] == ["2"]
+    two = said(repository, entries.format(1, "default = true") + entries.format(2, "default = true"))
+    assert problems_of(repository, two) == ["models: a: expected default = true for one version, received it for 1, 2"]
+    none = said(repository, entries.format(1, "default = false"))
+    assert "expected one version that is the default" in problems_of(repository, none)[0]
+
+
+@pytest.mark.parametrize(("count", "good"), [(0, False), (1, True), (256, True), (257, False)])
+def test_processes_at_their_limits(repository: Path, count: int, good: bool) -> None:
+    make(repository, "a", "1")
+    file = said(repository, f'[[models]]\nname = "a"\nprocesses = {count}\n')
+    if good:
+        assert load_deployment(repository, file).models[0].processes == count
+    else:
+        assert "processes: expected a whole number >= 1 and <= 256" in problems_of(repository, file)[0]
+
+
+def test_every_problem_of_every_package_is_said(repository: Path) -> None:
+    make(repository, "a", "1", "[limits]\ntimeout_ms = 0\nunknown = 1\n")
+    (make(repository, "b", "1") / "model.py").unlink()
+    (repository / "c").mkdir()
+    found = "\n".join(problems_of(repository))
+    for part in ("a/1/model.toml: limits.timeout_ms", "limits.unknown: unknown key", "b/1", "model.py", "/c: expected"):
+        assert part in found
+
+
+def test_every_problem_of_a_file_is_said(repository: Path) -> None:
+    make(repository, "a", "1")
+    file = said(
+        repository,
+        'extra = 1\n[[models]]\nversion = "1"\n[[models]]\nname = "z"\n[[models]]\nname = "a"\nversion = "7"\nx = 1\n'
+        '[[models]]\nname = "../models/a"\n[[models]]\nname = "a"\nversion = 1\n',
+    )
+    found = "\n".join(problems_of(repository, file))
+    for part in (
+        "extra: unknown key",
+        "models[0].name: expected a string",
+        "models[1].name: expected a model of",
+        'models[2].version: expected a version of a: 1, received "7"',
+        "models[2].x: unknown key",
+        'received "../models/a"',
+        "models[4].version: expected a string, received 1",
+    ):
+        assert part in found
+
+
+def test_twice_the_same_and_two_with_one_group_name(repository: Path) -> None:
+    make(repository, "a", "1.v2")
+    make(repository, "a.v1", "2")
+    [problem] = problems_of(repository)
+    assert "a version 1.v2 and a.v1 version 2 would both be called a.v1.v2" in problem
+    file = said(repository, '[[models]]\nname = "a"\n[[models]]\nname = "a"\n')
+    assert problems_of(repository, file) == ["models: a version 1.v2: expected once, received twice"]
+
+
+def test_without_a_package_the_way_to_a_first_one_is_shown(repository: Path) -> None:
+    for path, what in ((repository, "found none"), (repository / "no", "found no")):
+        [problem] = problems_of(path)
+        assert what in problem
+        assert f"modelhost new my_model --runtime python --directory {path}" in problem
+
+
+def test_an_empty_file_is_a_problem(repository: Path) -> None:
+    make(repository, "a", "1")
+    assert "expected at least one [[models]] with a name" in problems_of(repository, said(repository, ""))[0]
+
+
+def test_socket_paths_at_their_limit(repository: Path) -> None:
+    make(repository, "model", "1", "[scale]\nprocesses = 11\n")
+    deployment = load_deployment(repository, None)
+    # /sockets/.model.v1:10.sock.new
+    longest = 107 - len("/sockets/.model.v1:10.sock.new")
+    for length, good in ((longest, True), (longest + 1, False)):
+        run_dir = Path("/" + "r" * (length - 1))
+        found = socket_path_problems(deployment, run_dir)
+        assert (found == []) is good
+        if not good:
+            assert f"expected a run_dir of at most {longest} bytes" in found[0]
+
+
+def test_names_that_leave_no_room_are_said_to_be_too_long(repository: Path) -> None:
+    make(repository, "m" * 64, "v" * 64)
+    [problem] = socket_path_problems(load_deployment(repository, None), Path("/r"))
+    assert "expected a shorter model name or version" in problem
+
+
+def test_what_is_written_is_read(repository: Path, tmp_path: Path) -> None:
+    make(repository, "a", "1")
+    deployment = load_deployment(repository, None)
+    write_deployment(tmp_path / "deployment.json", deployment)
+    read = read_deployment(tmp_path / "deployment.json")
+    assert read == deployment
+    assert isinstance(read.models[0], DeployedModel)

@@ -1,0 +1,72 @@
+"""supervisord's event stream, cut anywhere."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from host.control.events import EventDecoder, EventProtocolError, Histories, StateEvent
+
+
+def written(name: str, payload: str) -> bytes:
+    """An event as supervisord writes it."""
+    header = f"ver:3.0 server:modelhost serial:1 pool:control poolserial:1 eventname:{name} len:{len(payload)}\n"
+    return (header + payload).encode()
+
+
+EXITED = written("PROCESS_STATE_EXITED", "processname:0 groupname:churn.v3 from_state:RUNNING expected:0 pid:7")
+STARTING = written("PROCESS_STATE_STARTING", "processname:control groupname:control from_state:STOPPED tries:0")
+TICK = written("TICK_5", "when:1")
+EVENTS = [
+    StateEvent(program="churn.v3:0", to_state="EXITED", from_state="RUNNING", pid=7, expected=False),
+    StateEvent(program="control", to_state="STARTING", from_state="STOPPED", pid=0, expected=True),
+    None,
+]
+
+
+@given(st.lists(st.integers(0, len(EXITED + STARTING + TICK))))
+def test_events_are_whole_wherever_the_stream_is_cut(cuts: list[int]) -> None:
+    stream = EXITED + STARTING + TICK
+    decoder = EventDecoder()
+    places = [0, *sorted(cuts), len(stream)]
+    found = [event for start, end in zip(places, places[1:], strict=False) for event in decoder.feed(stream[start:end])]
+    assert found == EVENTS
+
+
+@pytest.mark.parametrize("line", [b"\n", b"nonsense\n", b"len:-1\n", b"len:x\n", b"x" * 5000])
+def test_what_is_no_header_is_named(line: bytes) -> None:
+    with pytest.raises(EventProtocolError, match="expected a header"):
+        EventDecoder().feed(line)
+
+
+def event(to_state: str, pid: int = 0, *, expected: bool = False) -> StateEvent:
+    return StateEvent(program="a.v1:0", to_state=to_state, from_state="", pid=pid, expected=expected)
+
+
+def test_starts_after_the_first_are_restarts() -> None:
+    histories = Histories()
+    for state, restarts in (
+        ("STARTING", 0),
+        ("RUNNING", 0),
+        ("EXITED", 0),
+        ("STARTING", 1),
+        ("BACKOFF", 1),
+        ("STARTING", 2),
+    ):
+        histories.record(event(state), 1.0)
+        assert histories.of("a.v1:0").restarts == restarts
+    assert histories.of("nobody").restarts == 0
+
+
+def test_the_last_exit_is_kept_and_a_wanted_stop_is_none() -> None:
+    histories = Histories()
+    for state in ("STARTING", "RUNNING", "STOPPING", "STOPPED"):
+        histories.record(event(state), 1.0)
+    assert histories.of("a.v1:0").last_exit is None
+    histories.record(event("EXITED", 5), 2.0)
+    histories.record(event("STARTING"), 3.0)
+    last = histories.of("a.v1:0").last_exit
+    assert last is not None
+    assert (last.at, last.pid) == (2.0, 5)
+    assert "killed" in last.reason
