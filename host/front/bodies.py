@@ -87,10 +87,10 @@ async def _received(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
     try:
         async with asyncio.timeout(max(0.0, (deadline_ns - time.monotonic_ns()) / _NS_PER_S)):
             while part := await content.readany():
+                if taken + len(part) > max_bytes:
+                    raise _too_large(max_bytes, "more")
                 budget.take(len(part))
                 taken += len(part)
-                if taken > max_bytes:
-                    raise _too_large(max_bytes, "more")
                 parts.append(part)
     except TimeoutError as error:
         budget.give_back(taken)

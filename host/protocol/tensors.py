@@ -337,12 +337,13 @@ def values_of(name: str, datatype: str, array: Array) -> list[Any]:
         return [_text(name, value) for value in array.ravel().tolist()]
     if datatype == "FP16":
         raise InvalidInput(f"output '{name}': FP16 cannot travel in a document: ask for binary data")
-    if datatype in ("FP32", "FP64") and not np.isfinite(array).all():
+    values: list[Any] = array.ravel().tolist()
+    # The sum is finite unless an element is not, or it overflows: one cheap look at most answers.
+    if datatype in ("FP32", "FP64") and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
         raise InvalidInput(
             f"output '{name}': the model answered NaN or Infinity, which JSON cannot carry: "
             "ask for binary data or msgpack"
         )
-    values: list[Any] = array.ravel().tolist()
     return values
 
 
