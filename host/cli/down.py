@@ -34,15 +34,32 @@ def command(config_file: str | None, **flags: str | None) -> int:
         return 0
     pid = holder_pid(run_dir)
     if pid is not None:
-        click.echo(f"draining the host in {run_dir.root} (pid {pid}) ...")
-        _terminate(pid)
-        _wait_until_unlocked(run_dir, 2 * settings.drain_s + _MARGIN_S)
+        click.echo(f"draining the host in {run_dir.root} ...")
+        _stop_holder(run_dir, 2 * settings.drain_s + _MARGIN_S)
     # From here on nobody starts a host in this directory.
     with RunLock(run_dir):
         stopped = _stop_supervisor(run_dir) or pid is not None
         remove_sockets(run_dir)
     click.echo("stopped" if stopped else f"no host runs in {run_dir.root}")
     return 0
+
+
+def _stop_holder(run_dir: RunDirectory, limit_s: float) -> None:
+    """Ask the `up` of a run directory to stop, once, and wait until it lets go of the lock."""
+    from host.cli.preflight import holder_pid
+
+    deadline = time.monotonic() + limit_s
+    asked = 0
+    while (pid := holder_pid(run_dir)) is not None:
+        # 0 is one that has not written its pid yet, or is about to end.
+        if pid not in (0, asked):
+            _terminate(pid)
+            asked = pid
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"the host (pid {pid}) has not stopped after {limit_s:.0f} s; its messages: {run_dir.log('up')}"
+            )
+        time.sleep(_LOOK_S)
 
 
 def _terminate(pid: int) -> None:
@@ -52,18 +69,6 @@ def _terminate(pid: int) -> None:
         pass
     except PermissionError:
         raise HostError(f"the host (pid {pid}) is somebody else's: only they or root can stop it") from None
-
-
-def _wait_until_unlocked(run_dir: RunDirectory, limit_s: float) -> None:
-    from host.cli.preflight import holder_pid
-
-    deadline = time.monotonic() + limit_s
-    while (pid := holder_pid(run_dir)) is not None:
-        if time.monotonic() > deadline:
-            raise HostError(
-                f"the host (pid {pid}) has not stopped after {limit_s:.0f} s; its messages: {run_dir.log('up')}"
-            )
-        time.sleep(_LOOK_S)
 
 
 def _stop_supervisor(run_dir: RunDirectory) -> bool:

@@ -31,6 +31,7 @@ OLD_SUPERVISOR_S: Final = 30.0
 OLD_SUPERVISOR_NOTICE_S: Final = 2.0
 """How long it may take to begin: it looks at signals once a second."""
 
+LOCK_S: Final = 0.2
 _LOOK_S: Final = 0.05
 _INTERPRETER_S: Final = 30.0
 _WORKER_NEEDS: Final = ("numpy", "msgpack", "msgspec")
@@ -116,16 +117,14 @@ class RunLock:
     def __enter__(self) -> RunLock:
         """Take it. Raises `HostError` if another host has it."""
         file = os.open(self._run_dir.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_within(file, LOCK_S):
             os.close(file)
             pid = holder_pid(self._run_dir)
             who = f" (pid {pid})" if pid else ""
             raise HostError(
                 f"a host already runs in {self._run_dir.root}{who}: "
                 "stop it with modelhost down, or choose another run_dir"
-            ) from None
+            )
         os.ftruncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())
         self._file = file
@@ -141,7 +140,7 @@ class RunLock:
 
 
 def holder_pid(run_dir: RunDirectory) -> int | None:
-    """The pid of the `up` that holds the lock, or None if nobody does (or it has not written its pid yet)."""
+    """The pid of the `up` that holds the lock; 0 if it is just coming or going, None if nobody holds it."""
     try:
         file = os.open(run_dir.lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -150,10 +149,23 @@ def holder_pid(run_dir: RunDirectory) -> int | None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         text = os.read(file, 32).decode("ascii", "replace").strip()
-        return int(text) if text.isdigit() else None
+        return int(text) if text.isdigit() else 0
     finally:
         os.close(file)
     return None
+
+
+def _lock_within(file: int, limit_s: float) -> bool:
+    """Lock a file, even if `holder_pid` of another process is just looking at the lock."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(_LOOK_S)
 
 
 def clear_leftovers(run_dir: RunDirectory) -> None:

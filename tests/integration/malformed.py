@@ -211,7 +211,7 @@ def elements() -> Iterator[Bad]:
         path=TEXTS,
     )
     body = rb'{"inputs":[{"name":"text","shape":[1,1],"datatype":"BYTES","data":["\ud800"]}]}'
-    yield Bad("not text", "lone surrogate", body, MALFORMED, path=TEXTS)
+    yield Bad("not text", "lone surrogate", body, INVALID, ("'text'", "surrogate"), path=TEXTS)
     yield from typed()
 
 

@@ -136,8 +136,8 @@ def test_made_request_ids_differ(host: RunningHost) -> None:
 # -- sizes ------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def small(everything: Path) -> Iterator[RunningHost]:
-    """Give a host that takes bodies of 4 KiB."""
-    settings = {"max-body-bytes": f"{SMALL_LIMIT}B", "max-connections": 8}
+    """Give a host of small limits: bodies of 4 KiB, eight connections, a second of patience."""
+    settings = {"max-body-bytes": f"{SMALL_LIMIT}B", "max-connections": 8, "keepalive-s": 1}
     with RunningHost(everything, models=["texts"], settings=settings) as running:
         running.start()
         yield running
@@ -183,7 +183,7 @@ def test_body_limit(small: RunningHost, how: str, size: int, status: int) -> Non
 
 
 @pytest.mark.parametrize("times", [2, 100, 5_000])
-def test_gzip_bombs(host: RunningHost, small: RunningHost, times: int) -> None:
+def test_gzip_bombs(small: RunningHost, times: int) -> None:
     bomb = gzip.compress(b"0" * SMALL_LIMIT * times)
     answer = small.call("POST", "/v2/models/texts/infer", bomb[:SMALL_LIMIT], {"Content-Encoding": "gzip"})
     assert answer.error == (413, "BODY_TOO_LARGE")
@@ -310,6 +310,19 @@ def test_a_head_that_never_ends_holds_nobody_up(host: RunningHost) -> None:
     with socket.create_connection(("127.0.0.1", host.port), timeout=10) as sock:
         sock.sendall(b"POST " + FRAGILE.encode() + b" HTTP/1.1\r\nHos")
         assert host.infer("fragile", fragile(1)).status == 200
+
+
+@pytest.mark.parametrize("after_an_answer", [False, True])
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/models/texts/infer HTTP/1.1\r\nHos"], ids=["nothing", "half a head"])
+def test_idle_connections_are_closed(small: RunningHost, after_an_answer: bool, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as sock:
+        if after_an_answer:
+            sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        start = time.monotonic()
+        sock.sendall(sent)
+        assert sock.recv(65536) == b""
+    assert 0.5 <= time.monotonic() - start <= 5.0
 
 
 def test_two_fronts_share_a_port(everything: Path, make_host: Callable[..., RunningHost]) -> None:
@@ -494,14 +507,15 @@ def test_a_model_that_fails(host: RunningHost, value: int, code: str, says: str,
     assert answer.error == (500, code)
     assert says in answer.document["error"]
     assert "secret" not in answer.document["error"]
-    assert f"request {request_id}" in host.log("fragile.v1:0")
+    # supervisord writes the log, a moment later.
+    until(lambda: f"request {request_id}" in host.log("fragile.v1:0"), "the failure stands in the log")
     assert outputs(host.infer("fragile", fragile(value + 100)))["y"] == [2.0 * (value + 100)]
     assert host.worker_pids("fragile") == pids
 
 
 def test_the_reason_stands_in_the_log(host: RunningHost) -> None:
     host.infer("fragile", fragile(13))
-    assert "ValueError: the secret of thirteen" in host.log("fragile.v1:0")
+    until(lambda: "ValueError: the secret of thirteen" in host.log("fragile.v1:0"), "the reason stands in the log")
 
 
 def test_nan_in_an_answer(host: RunningHost) -> None:

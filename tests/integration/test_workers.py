@@ -60,7 +60,7 @@ async def loaded(host: RunningHost, model: str, clients: int = 16) -> AsyncItera
     load, stop = Load(), asyncio.Event()
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
-        value = 1000 * (number + 1)
+        value = 1_000_000 * (number + 1)
         while not stop.is_set():
             value += 1
             try:
@@ -72,6 +72,7 @@ async def loaded(host: RunningHost, model: str, clients: int = 16) -> AsyncItera
                 continue
             if not right:
                 load.failed.append(f"{response.status} {document}")
+                continue
             async with load.progress:
                 load.answered += 1
                 load.progress.notify_all()
@@ -122,6 +123,8 @@ async def test_the_only_worker_is_killed_under_load(repository: Path, make_host:
         joined = host.joined()
         await asyncio.to_thread(host.kill, pid)
         await off_loop(lambda: host.joined() > joined, "the worker is back")
+        # Refusals that were on their way are read; from then on there is none.
+        await load.more(50)
         failed = len(load.failed)
         await load.more(50)
     # Nobody can answer meanwhile, and everybody is told so at once.
@@ -129,7 +132,7 @@ async def test_the_only_worker_is_killed_under_load(repository: Path, make_host:
     assert all(failure.startswith("503 ") and "MODEL_NOT_READY" in failure for failure in load.failed)
 
 
-async def test_one_models_death_is_not_the_others(host: RunningHost, everything: Path, make_host: MakeHost) -> None:
+async def test_one_models_death_is_not_the_others(everything: Path, make_host: MakeHost) -> None:
     other = make_host(everything, models=["fragile", "texts"])
     await asyncio.to_thread(other.start)
     (pid,) = other.worker_pids("texts").values()
@@ -388,13 +391,11 @@ def test_a_host_whose_model_fails_its_golden_case_does_not_start(bundled: Path, 
     document = json.loads(golden.read_bytes())
     document["cases"][0]["response"]["outputs"][1]["data"][0] += 1
     golden.write_text(json.dumps(document))
-    run_dir = repository / "run"
     with RunningHost(repository) as host:
         with pytest.raises(AssertionError) as failure:
             host.start()
         assert host.wait_for_end() == 1
     assert f"golden case '{document['cases'][0]['name']}': output 'label': expected " in str(failure.value)
-    assert not run_dir.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_events_are_whole_wherever_the_stream_is_cut(cuts: list[int]) -> None:
     stream = EXITED + STARTING + TICK
     decoder = EventDecoder()
     places = [0, *sorted(cuts), len(stream)]
-    found = [event for start, end in zip(places, places[1:], strict=False) for event in decoder.feed(stream[start:end])]
+    found = [event for start, end in itertools.pairwise(places) for event in decoder.feed(stream[start:end])]
     assert found == EVENTS
 
 
