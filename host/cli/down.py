@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from host.config.run_dir import RunDirectory
 
 _LOOK_S: Final = 0.05
+_LAST_BREATH_S: Final = 1.0
 _MARGIN_S: Final = 20.0
 """Beyond two drains, the fronts' and the workers', before this command gives up waiting."""
 
@@ -45,7 +47,7 @@ def command(config_file: str | None, **flags: str | None) -> int:
 
 
 def _stop_holder(run_dir: RunDirectory, limit_s: float) -> None:
-    """Ask the `up` of a run directory to stop, once, and wait until it lets go of the lock."""
+    """Ask the `up` of a run directory to stop, once; wait until it lets go of the lock and is gone."""
     from host.cli.preflight import holder_pid
 
     deadline = time.monotonic() + limit_s
@@ -60,6 +62,10 @@ def _stop_holder(run_dir: RunDirectory, limit_s: float) -> None:
                 f"the host (pid {pid}) has not stopped after {limit_s:.0f} s; its messages: {run_dir.log('up')}"
             )
         time.sleep(_LOOK_S)
+    # It lets go of the lock with its last breath. Under a parent that does not reap it, its entry stays for longer.
+    deadline = min(deadline, time.monotonic() + _LAST_BREATH_S)
+    while asked and Path(f"/proc/{asked}").exists() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S / 10)
 
 
 def _terminate(pid: int) -> None:

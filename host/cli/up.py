@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -72,7 +74,8 @@ def _detach(plan: Plan) -> int:
     if pid:
         os.close(childs)
         if os.read(ours, 1) == _READY:
-            click.echo(f"running in the background (pid {pid}); stop it with: modelhost down")
+            where = shlex.quote(str(plan.run_dir.root))
+            click.echo(f"running in the background (pid {pid}); stop it with: modelhost down --run-dir {where}")
             return 0
         _, status = os.waitpid(pid, 0)
         # What went wrong has been said by the child.
@@ -104,5 +107,11 @@ def _announce(plan: Plan) -> None:
     _say(
         f"\n{table_text(table)}\nready: {base_url(plan.settings)}\n\n"
         f"try it:\n  {curl_command(plan.settings, plan.deployment.models[0], plan.run_dir.root / 'example.json')}\n\n"
-        f"processes: supervisorctl -c {plan.run_dir.supervisor_config} status\n"
+        f"processes: {_supervisorctl()} -c {shlex.quote(str(plan.run_dir.supervisor_config))} status\n"
     )
+
+
+def _supervisorctl() -> str:
+    """The one that was installed with us, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name("supervisorctl")
+    return shlex.quote(str(beside)) if beside.exists() else "supervisorctl"

@@ -8,8 +8,7 @@ from typing import Final
 from host.config.deployment import Deployment
 from host.config.run_dir import group_name
 from host.control.events import History
-from host.control.probe import Readiness
-from host.control.status import HostStatus, ModelStatus, SlotStatus
+from host.control.status import HostStatus, ModelStatus, Readiness, SlotStatus
 from host.supervisor import ProcessInfo, ProcessState
 
 HOST_GROUPS: Final = ("front", "control")

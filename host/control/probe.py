@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from host.control.status import Readiness
 from host.front.links import Link, LinkDirectory
 from host.protocol.messages import Hello, ResponseHead
 
@@ -17,15 +17,6 @@ _ANSWER_MAX_BYTES: Final = 1 << 20
 
 def _nothing() -> None:
     pass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """Whether a worker answers. `since`: seconds since the epoch of the last change, 0 if it never did."""
-
-    ready: bool
-    pid: int
-    since: float
 
 
 class WorkerProbe:

@@ -1,8 +1,19 @@
-"""What control answers: the document of `GET /status`. Times in seconds, `*_at` since the epoch."""
+"""What control knows and answers: the document of `GET /status`. Times in seconds, `*_at` since the epoch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether a worker answers. `since`: seconds since the epoch of the last change, 0 if it never did."""
+
+    ready: bool
+    pid: int
+    since: float
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -84,9 +84,9 @@ class Gateway:
         sequence = next(self._sequences)
         future: asyncio.Future[Result] = self._loop.create_future()
         self._calls[sequence] = (call, future)
-        self._perform(self.dispatcher.submit(Pending(sequence, key, call.deadline_ns)))
-        self._arm(call.deadline_ns)
         try:
+            self._perform(self.dispatcher.submit(Pending(sequence, key, call.deadline_ns)))
+            self._arm(call.deadline_ns)
             return await future
         except asyncio.CancelledError:
             self._perform(self.dispatcher.cancel(sequence))

@@ -182,6 +182,35 @@ def test_the_curl_command_works(host: HostUnderTest) -> None:
     host.assert_nothing_left()
 
 
+def test_a_request_in_hand_is_answered_before_the_host_stops(host: HostUnderTest) -> None:
+    with (host.package / "model.py").open("a") as file:
+        file.write(
+            "\nimport time\n"
+            "predict = Model.predict\n"
+            "def slowly(self, inputs):\n"
+            "    if (inputs['speed'] == 7).any():\n"
+            "        (self.package / 'at_work').touch()\n"
+            "        time.sleep(0.5)\n"
+            "    return predict(self, inputs)\n"
+            "load = Model.load\n"
+            "def remembering(self, package):\n"
+            "    self.package = package\n"
+            "    load(self, package)\n"
+            "Model.load, Model.predict = remembering, slowly\n"
+        )
+    process = host.up()
+    request = '{"inputs": [{"name": "speed", "shape": [1, 1], "datatype": "FP64", "data": [7]}]}'
+    (host.directory / "request.json").write_text(request)
+    asking = host.start("predict", "line", "-i", "request.json", "--json")
+    until((host.package / "at_work").exists, "the model is at work")
+    process.send_signal(signal.SIGINT)
+    code, out, err = host.ended(asking)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["model_name"] == "line"
+    assert host.ended(process)[0] == 0
+    host.assert_nothing_left()
+
+
 def test_a_detached_host_goes_on_until_down(host: HostUnderTest) -> None:
     code, out, err = host.command("up", "--detach", "--fronts", "2")
     assert (code, err) == (0, "")

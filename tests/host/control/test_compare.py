@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from host.config.deployment import DeployedModel, Deployment
 from host.control.compare import compare, not_ready
 from host.control.events import History
-from host.control.probe import Readiness
-from host.control.status import ExitStatus, HostStatus
+from host.control.status import ExitStatus, HostStatus, Readiness
 from host.protocol.messages import Limits
 from host.protocol.types import Signature
 from host.supervisor import ProcessInfo, ProcessState

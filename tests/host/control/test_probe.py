@@ -124,6 +124,7 @@ async def test_the_next_process_of_a_slot_stays_ready_when_the_last_one_ends(wat
     assert watched.probe.readiness["a.v1:0"].pid == 6
     await second.die()
     await watched.until("a.v1:0", False)
+    await first.die()
 
 
 async def test_a_socket_that_says_nothing_is_not_ready(watched: Watched) -> None:
