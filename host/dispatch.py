@@ -1,7 +1,7 @@
 """Which worker runs which request, and when. Pure and synchronous: state in, actions out; no clock, no socket.
 
 Every method looks at the state, changes it, and returns the I/O that is still to do. Nothing awaits in between, so
-there is no race to think about; the shell (`host.front.links`) carries the actions out.
+there is no race to think about; the shell (`host.links`) carries the actions out.
 
 A request is in exactly one place: in its pool's queue, or in flight on one worker. It leaves with exactly one
 `Answer` or `Refuse`, or because its client is gone (`cancel`).

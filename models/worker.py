@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None, before_load: Callable[[], None]
     options = _parser().parse_args(arguments)
     die_with_parent()
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s {options.socket.stem} %(message)s"
+        level=options.log_level.upper(),
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s {options.socket.stem} %(message)s",
     )
     try:
         return _serve(options, before_load)
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--drain-s", type=float, default=DRAIN_S, help="seconds to answer what was received (default %(default)s)"
     )
+    parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
     return parser
 
 

@@ -147,7 +147,11 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
     )
     # The word of the socket ends with what supervisord fills in, so it is joined by hand.
     command += f" --socket {_words(socket)}%(process_num)d.sock --slot %(process_num)d "
-    command += _words("--body-max-bytes", settings.max_body_bytes, "--drain-s", f"{settings.drain_s:g}")
+    command += _words(
+        *("--body-max-bytes", settings.max_body_bytes),
+        *("--drain-s", f"{settings.drain_s:g}"),
+        *("--log-level", settings.log_level),
+    )
     return _section(
         f"program:{group}",
         (
@@ -191,6 +195,7 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
         *("--max-connections", settings.max_connections),
         *("--keepalive-s", f"{settings.keepalive_s:g}"),
         *("--drain-s", f"{settings.drain_s:g}"),
+        *("--log-level", settings.log_level),
     )
     return _section(
         "program:front",

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("host/dispatch.py", "host/front/routes.py", "host/front/documents.py", "models/batching.py")
+PURE = (
+    "host/control/compare.py",
+    "host/control/events.py",
+    "host/control/status.py",
+    "host/dispatch.py",
+    "host/front/documents.py",
+    "host/front/headers.py",
+    "host/front/routes.py",
+    "models/batching.py",
+    "supervisor_conf/render.py",
+)
 PURE_FORBIDDEN = {"asyncio", "socket", "time", "os", "threading", "subprocess", "random"}
 
 
@@ -44,6 +54,11 @@ def test_protocol_is_a_leaf(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("host/config"), ids=str)
 def test_config_imports_only_the_protocol(path: Path) -> None:
     assert ours(path) <= {"host.protocol", "host.config"}
+
+
+@pytest.mark.parametrize("path", modules("supervisor_conf"), ids=str)
+def test_rendering_imports_only_what_it_renders(path: Path) -> None:
+    assert ours(path) <= {"host.protocol", "host.config", "supervisor_conf"}
 
 
 @pytest.mark.parametrize("path", modules("models"), ids=str)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from host.control.status import Readiness
-from host.front.links import Link, LinkDirectory
+from host.links import Link, LinkDirectory
 from host.protocol.messages import Hello, ResponseHead
 
 _ANSWER_MAX_BYTES: Final = 1 << 20

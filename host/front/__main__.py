@@ -25,10 +25,13 @@ def main() -> int:
     parser.add_argument("--max-connections", type=int, default=4096, help="connections (default %(default)s)")
     parser.add_argument("--keepalive-s", type=float, default=75.0, help="idle connections close (default %(default)s)")
     parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish requests (default %(default)s)")
+    parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
     options = parser.parse_args()
     die_with_parent()
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s front:{options.index} %(message)s"
+        level=options.log_level.upper(),
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s front:{options.index} %(message)s",
     )
     front = FrontOptions(
         run_dir=options.run_dir,

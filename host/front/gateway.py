@@ -12,7 +12,7 @@ from typing import Any, Final, assert_never
 
 from host.config.deployment import DeployedModel
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
-from host.front.links import Link
+from host.links import Link
 from host.protocol.documents import decode_document
 from host.protocol.errors import RequestError
 from host.protocol.messages import (

@@ -20,7 +20,7 @@ from host.front.catalog import Catalog
 from host.front.documents import SERVER_NAME
 from host.front.gateway import Gateway
 from host.front.handler import Handler
-from host.front.links import LinkDirectory
+from host.links import LinkDirectory
 from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
 from host.protocol.frames import ANSWER_MAX_BYTES
