@@ -150,7 +150,7 @@ SETTINGS: Final = (
         name="log_level",
         kind=Kind.CHOICE,
         default="info",
-        help="least severe message that supervisord and control write to their logs",
+        help="least severe message that the host's processes write to their logs",
         choices=("debug", "info", "warning", "error"),
     ),
 )
