@@ -3,17 +3,22 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) tools/bootstrap.py
 DEV = .venv/dev/bin
 
-.PHONY: help run test lint types unit unit-pythons integration bench lock build clean
+.PHONY: help run test lint types unit unit-pythons integration bench lock build clean python dev
+# With -j too: what fails is told apart, and the last line is that of the integration tests.
+.NOTPARALLEL:
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: ## install what is missing, train the example models, serve them on port 8080 until Ctrl-C
+run: python ## install what is missing, train the example models, serve them on port 8080 until Ctrl-C
 	@exec $(BOOTSTRAP) run $(ARGS)
 
 test: lint types unit unit-pythons integration ## everything that CI runs
 
-dev:
+python: # here, because an old Python cannot even read tools/bootstrap.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("modelhost: Python 3.11 or newer is needed, $(PYTHON) is %d.%d: \"make PYTHON=/path/to/python3.11 ...\" names another" % sys.version_info[:2])'
+
+dev: python
 	@$(BOOTSTRAP) env dev
 
 lint: dev ## ruff, codespell
@@ -23,25 +28,22 @@ lint: dev ## ruff, codespell
 
 types: dev ## mypy --strict
 	$(DEV)/mypy
+	$(DEV)/mypy tools
 
 unit: dev ## unit tests
-	$(DEV)/pytest -q -m "not integration"
+	$(DEV)/pytest -m "not integration"
 
-unit-pythons: dev ## unit tests on every other CPython 3.11 to 3.13 of this machine
-	@for version in $$($(BOOTSTRAP) pythons); do \
-		$(BOOTSTRAP) env $$version || exit 1; \
-		echo "unit tests on Python $$version"; \
-		.venv/py$$version/bin/pytest -q -m "not integration" || exit 1; \
-	done
+unit-pythons: python ## unit tests on every other CPython 3.11 to 3.13 of this machine
+	@$(BOOTSTRAP) others pytest -m "not integration"
 
 integration: dev ## tests with real supervisord, fronts and workers
-	$(DEV)/pytest -q -m integration
+	$(DEV)/pytest -m integration
 
 bench: dev ## side by side with FastAPI in one run (needs wrk)
 	@$(BOOTSTRAP) env bench
 	$(DEV)/python benchmarks/bench.py $(ARGS)
 
-lock: ## renew requirements/*.txt from setup.cfg
+lock: python ## renew requirements/*.txt from setup.cfg
 	@$(BOOTSTRAP) lock
 
 build: dev ## the wheel, in dist/

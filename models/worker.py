@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     start = time.perf_counter()
     package = read_package(options.package)
-    cap_threads(package.resources.threads)
+    prepare_libraries(package.resources.threads)
     # Only now: these import numpy and the model's library, which read the caps when they are imported.
     from models.golden import run_golden_cases, warm_up
     from models.runtimes import import_loader
@@ -110,11 +110,15 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     return 0
 
 
-def cap_threads(threads: int) -> None:
-    """Bound the thread pools of numerical libraries, unless the environment already says how many."""
+def prepare_libraries(threads: int) -> None:
+    """Bound the thread pools of numerical libraries, unless the environment already says how many.
+
+    And keep onnxruntime from reporting its use to its maker, which newer versions do unless told not to.
+    """
     for variable in _THREAD_VARIABLES:
         os.environ.setdefault(variable, str(threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _hello(package: Package, slot: int, runtime_version: str) -> Hello:

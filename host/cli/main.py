@@ -67,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     try:
         code = cli.main(args=arguments, prog_name="modelhost", standalone_mode=False)
-        sys.stdout.flush()
     except ConfigError as error:
         for problem in error.problems:
             click.echo(problem, err=True)
@@ -81,7 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output (`| head`) has enough; the interpreter must not try to flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        code = EXIT_FAILED
+    finally:
+        _flush()
     return code if isinstance(code, int) else 0
+
+
+def _flush() -> None:
+    """Write what is left to say, unless whoever read it (`| head`) has enough: the work was done all the same."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and must not fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

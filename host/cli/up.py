@@ -67,12 +67,12 @@ def _say(text: str) -> None:
 
 def _detach(plan: Plan) -> int:
     """Run in a child that leaves the terminal once it is ready; until then its messages are ours."""
-    ours, childs = os.pipe()
+    ours, theirs = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
-        os.close(childs)
+        os.close(theirs)
         if os.read(ours, 1) == _READY:
             where = shlex.quote(str(plan.run_dir.root))
             click.echo(f"running in the background (pid {pid}); stop it with: modelhost down --run-dir {where}")
@@ -90,8 +90,8 @@ def _detach(plan: Plan) -> int:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
-        os.write(childs, _READY)
-        os.close(childs)
+        os.write(theirs, _READY)
+        os.close(theirs)
 
     return _run(plan, leave_terminal)
 

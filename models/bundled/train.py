@@ -144,7 +144,7 @@ def build(name: str, building: Path, package: Path) -> str:
 
 def load_train(name: str) -> Train:
     """Import `<name>/train.py` by its path, in a process that computes with one thread."""
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"), ORT_DISABLE_TELEMETRY="1")
     spec = importlib.util.spec_from_file_location(f"train_{name}", HERE / name / "train.py")
     assert spec is not None and spec.loader is not None  # noqa: S101  (the name ends in .py)
     module = importlib.util.module_from_spec(spec)
