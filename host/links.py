@@ -20,6 +20,10 @@ logger = logging.getLogger("modelhost.links")
 HELLO_TIMEOUT_S: Final = 10.0
 """A worker says hello between two batches; one that takes longer is connected to again later."""
 
+FLUSH_FRAMES: Final = 8
+"""A turn that sends more frames than this to one worker does not wait for its own end: the worker begins with the
+first ones meanwhile (docs/adr/0008)."""
+
 RECONNECT_S: Final = 0.05
 """Between the end of a link and the next try; a dead worker's socket refuses that one, and it is the last."""
 
@@ -64,10 +68,12 @@ class Link(asyncio.Protocol):
         self._hello_timer: asyncio.TimerHandle | None = None
 
     def send(self, frame: bytes) -> None:
-        """Write a frame; what one turn of the loop sends goes out in one system call."""
+        """Write a frame; what one turn of the loop sends goes out together, `FLUSH_FRAMES` at most at a time."""
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(frame)
+        if len(self._unsent) >= FLUSH_FRAMES:
+            self._flush()
 
     def close(self) -> None:
         """Close after what is written has been sent."""
