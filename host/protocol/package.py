@@ -146,7 +146,7 @@ def parse_package(name: str, version: str, table: Mapping[str, Any], where: str 
     reader = TableReader(where, table, problems)
     runtime = reader.text("runtime", choices=RUNTIMES)
     artifact = reader.relative_path("artifact")
-    if artifact is None and runtime != "python" and not table.get("artifact"):
+    if artifact is None and table.get("runtime") in ("lightgbm", "onnx") and not table.get("artifact"):
         reader.problem("artifact", f"the model's file, required by runtime {runtime}")
     package = Package(
         name=name,
