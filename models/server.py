@@ -7,6 +7,7 @@ next one gathers in the sockets. Nothing here polls and no timer decides about a
 from __future__ import annotations
 
 import logging
+import os
 import select
 import socket
 import time
@@ -77,6 +78,8 @@ class Server:
         hidden.rename(self._path)
         self._epoll.register(self._listener, select.EPOLLIN)
         self._epoll.register(self._wake_out, select.EPOLLIN)
+        # A process that the model forks must not hold our sockets open: the fronts would never see our end.
+        os.register_at_fork(after_in_child=self._close_in_child)
 
     def serve(self, drain_s: float) -> None:
         """Run until stopped and drained; `drain_s` bounds the draining."""
@@ -222,6 +225,13 @@ class Server:
         self._backlog.drop(fd)
         self._epoll.unregister(fd)
         connection.sock.close()
+
+    def _close_in_child(self) -> None:
+        """Close this process' copies; what epoll watches belongs to the parent as well and stays as it is."""
+        for connection in self._connections.values():
+            connection.sock.close()
+        for ours in (self._listener, self._epoll, self._wake_in, self._wake_out):
+            ours.close()
 
     # -- the end ----------------------------------------------------------------------------------------
     def _say_goodbye(self) -> None:

@@ -212,14 +212,16 @@ class InferCodec:
     def _requested(self, outputs: list[_RequestedOutput] | None, binary_default: bool) -> tuple[tuple[int, bool], ...]:
         if outputs is None:
             return self._all_binary if binary_default else self._all_outputs
-        requested: list[tuple[int, bool]] = []
+        requested: dict[int, bool] = {}
         for output in outputs:
             index = self._outputs.get(output.name)
             if index is None:
                 expected = ", ".join(f"'{known}'" for known in self._outputs)
                 raise InvalidInput(f"unknown output {output.name!r}: expected {expected}")
-            requested.append((index, _flag(output.parameters or {}, "binary_data", binary_default)))
-        return tuple(requested)
+            if index in requested:
+                raise Malformed(f"output '{output.name}' is asked for twice")
+            requested[index] = _flag(output.parameters or {}, "binary_data", binary_default)
+        return tuple(requested.items())
 
     # -- answers ------------------------------------------------------------------------------------
     def encode(self, request: InferRequest, outputs: Sequence[Array], encoding: Encoding) -> tuple[bytes, int]:

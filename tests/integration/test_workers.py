@@ -270,6 +270,46 @@ def test_the_socket_of_a_killed_worker_does_no_harm(repository: Path, make_hand_
     assert host.joined() == 1
 
 
+FORKING = """
+import os
+import signal
+
+import numpy as np
+
+class Model:
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        if not inputs["x"].any():
+            return {"y": inputs["x"]}
+        child = os.fork()
+        if not child:
+            signal.pause()
+        return {"y": np.full(inputs["x"].shape, child)}
+"""
+
+
+def test_a_process_that_a_model_forked_does_not_hide_the_workers_end(
+    repository: Path, make_hand_host: MakeHandHost
+) -> None:
+    tensor = ("INT64", [-1, 1])
+    write_package(repository, "forking", FORKING, inputs=[("x", *tensor)], outputs=[("y", *tensor)])
+    host = make_hand_host(repository)
+    host.start_worker("forking", 0)
+    host.start_front()
+    until(lambda: host.is_ready("forking"), "the model is ready")
+    child = int(host.infer("forking", doubled(1)).document["outputs"][0]["data"][0])
+    try:
+        # The worker's own connections are as they were, whatever the child closed.
+        assert host.infer("forking", doubled(0)).status == 200
+        host.kill("forking.v1:0")
+        until(lambda: not host.is_ready("forking"), "the front saw the worker's end", 2.0)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_other_files_among_the_sockets_do_no_harm(repository: Path, make_hand_host: MakeHandHost) -> None:
     write_fragile(repository)
     host = make_hand_host(repository)

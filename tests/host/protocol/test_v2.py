@@ -222,6 +222,7 @@ TWO = codec(TensorSpec("x", "FP64", (-1, 2)), TensorSpec("z", "FP64", (-1, 2)))
         (TEXT, body(tensor(["a", "\ud800"], datatype="BYTES")), RequestError, "surrogate|not JSON"),
         (HALF, body(tensor([1, 2], datatype="FP16")), InvalidInput, "FP16 cannot travel"),
         (codec(), body(tensor([1, 2]), outputs=[{"name": "q"}]), InvalidInput, "unknown output 'q': expected 'y'"),
+        (codec(), body(tensor([1, 2]), outputs=[{"name": "y"}] * 2), Malformed, "output 'y' is asked for twice"),
         (codec(), body(tensor([1, 2]), parameters={"timeout": "5"}), Malformed, "parameter timeout"),
         (codec(), body(tensor([1, 2]), parameters={"timeout": -5}), Malformed, "parameter timeout"),
         (codec(), body(tensor([1, 2]), parameters={"binary_data_output": 1}), Malformed, "expected true or false"),
