@@ -1,7 +1,8 @@
 """Which worker runs which request, and when. Pure and synchronous: state in, actions out; no clock, no socket.
 
 Every method looks at the state, changes it, and returns the I/O that is still to do. Nothing awaits in between, so
-there is no race to think about; the shell (`host.links`) carries the actions out.
+there is no race to think about; the shell (`host.front.gateway`) carries the actions out. Times are nanoseconds of
+one monotonic clock, which the shell reads.
 
 A request is in exactly one place: in its pool's queue, or in flight on one worker. It leaves with exactly one
 `Answer` or `Refuse`, or because its client is gone (`cancel`).
@@ -10,10 +11,22 @@ A request is in exactly one place: in its pool's queue, or in flight on one work
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from host.protocol.errors import DeadlineExceeded, ModelNotReady, QueueFull, RequestError, WorkerDied
+import msgspec
+
+from host.protocol.errors import (
+    DeadlineExceeded,
+    ModelNotReady,
+    Overloaded,
+    PoisonRequest,
+    QueueFull,
+    RequestError,
+    WorkerDied,
+    WouldBeLate,
+)
 from host.protocol.messages import Limits, ResponseHead
 
 PoolKey = tuple[str, str]
@@ -23,57 +36,93 @@ AHEAD_BATCHES: Final = 2
 """A worker gets at most so many full batches: one that runs, one that is ready when it ends. The rest waits here,
 where it can still expire or be cancelled."""
 
-ATTEMPTS_MAX: Final = 2
-"""A request that was in flight on a dying worker is sent once more; after the second death it is the suspect."""
+DEATHS_MAX: Final = 2
+"""A request that may have been running when a worker died is sent once more; after the second death it is the
+culprit."""
+
+STALL_MIN_NS: Final = 250_000_000
+STALL_FACTOR: Final = 4
+STALL_UNKNOWN_NS: Final = 1_000_000_000
+"""A worker gets nothing new when it has answered nothing for 250 ms and four times what its work should take; for
+1 s as long as nobody knows what its work takes. It is back with its next answer."""
+
+SIZES_MEMORY: Final = 0.99
+"""How much of the sums behind rows per byte is kept at each answer: the last hundred or so requests count."""
+
+RETRY_AFTER_MAX_S: Final = 60
+_NS_PER_S: Final = 1_000_000_000
 
 
-@dataclass(slots=True, eq=False)
-class Pending:
+class Pending(msgspec.Struct, eq=False, kw_only=True):
     """A request from its admission to its answer."""
 
     sequence: int
     pool: PoolKey
     deadline_ns: int
+    size_bytes: int = 0
+    """Of the body: what its rows are estimated from."""
     rows: int = 1
     """The best estimate until the worker has read the body."""
-    attempts: int = 0
+    deaths: int = 0
+    """Workers that died when it may have been in the batch that ran."""
     alone: bool = False
+    """Run in a batch of its own."""
     worker: int | None = None
     """Where it is in flight; None while it is queued."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Write the request to the worker."""
 
     worker: int
-    sequence: int
-    alone: bool
+    pending: Pending
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Give the worker's answer to the client; the shell has its head and body at hand."""
 
-    sequence: int
+    pending: Pending
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Give the client an error."""
 
-    sequence: int
+    pending: Pending
     error: RequestError
 
 
-@dataclass(frozen=True, slots=True)
-class CloseWorker:
+class CloseWorker(NamedTuple):
     """Close the connection: the worker said goodbye and has answered everything."""
 
     worker: int
 
 
 Action = Send | Answer | Refuse | CloseWorker
+
+
+@dataclass(slots=True)
+class Counters:
+    """What went wrong in one front since it started."""
+
+    late_answers: int = 0
+    """Answers for requests that had expired or whose client was gone: dropped."""
+    unknown_answers: int = 0
+    """Answers for requests that were never sent on that connection, or are answered already: dropped."""
+    worker_deaths: int = 0
+    """Connections of workers that ended without a goodbye."""
+    retries: int = 0
+    """Requests sent again because they may have been running when their worker died."""
+    returned: int = 0
+    """Requests of dead workers that had not begun and went back to the queue."""
+    poison: int = 0
+    """Requests that were running at two deaths."""
+    expired: int = 0
+    """Requests whose deadline passed in the front."""
+    cancelled: int = 0
+    """Requests whose client went away."""
+    queue_full: int = 0
+    would_be_late: int = 0
+    not_ready: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -83,8 +132,27 @@ class Worker:
     identity: int
     pool: PoolKey
     in_flight: dict[int, Pending] = field(default_factory=dict)
+    """In the order in which they were sent, which is the order in which the worker runs them."""
     rows: int = 0
+    """Of this front's requests in flight."""
+    others_rows: int = 0
+    """What the worker's last answer said of rows waiting there for other fronts."""
+    row_ns: int = 0
+    """What one row more costs the worker, as its last answer said; 0: not known yet."""
+    progress_ns: int = 0
+    """When it answered last, or got work while it had none."""
     leaving: bool = False
+
+    def stalled(self, now_ns: int) -> bool:
+        """Whether it has gone quiet over its work."""
+        if not self.in_flight:
+            return False
+        quiet_ns = now_ns - self.progress_ns
+        if quiet_ns <= STALL_MIN_NS:
+            return False
+        if not self.row_ns:
+            return quiet_ns > STALL_UNKNOWN_NS
+        return quiet_ns > STALL_MIN_NS + STALL_FACTOR * (self.rows + self.others_rows) * self.row_ns
 
 
 @dataclass(slots=True, eq=False)
@@ -96,11 +164,50 @@ class Pool:
     window_rows: int
     workers: dict[int, Worker] = field(default_factory=dict)
     queue: deque[Pending] = field(default_factory=deque)
+    queued_rows: int = 0
+    batch_ns: int = 0
+    """What a batch costs before its first row, as the last answer said."""
+    row_ns: int = 0
+    answered_rows: float = 0.0
+    answered_bytes: float = 0.0
 
     @property
     def ready(self) -> int:
         """Workers that take requests."""
         return sum(not worker.leaving for worker in self.workers.values())
+
+    def estimated_rows(self, size_bytes: int) -> int:
+        """How many rows a body of so many bytes holds, going by those that were answered."""
+        if not self.answered_bytes:
+            return 1
+        rows = int(size_bytes * self.answered_rows / self.answered_bytes + 0.5)
+        return max(1, min(rows, self.limits.max_batch_rows))
+
+    def learn_size(self, rows: int, size_bytes: int) -> None:
+        """Count an answered request in the estimate of rows per byte."""
+        self.answered_rows = SIZES_MEMORY * self.answered_rows + rows
+        self.answered_bytes = SIZES_MEMORY * self.answered_bytes + size_bytes
+
+    def wait_ns(self, rows: int) -> int:
+        """How long a request of so many rows takes from now to its answer, by measured cost; 0 if unknown.
+
+        A batch costs `batch_ns + row_ns * rows`. Ahead of the request are its share of everything sent and queued
+        (of one worker among equals); behind it, and answered together with it, at most as much again, up to one
+        batch.
+        """
+        workers = self.ready
+        if not workers or not (self.row_ns or self.batch_ns):
+            return 0
+        ahead = self.queued_rows
+        for worker in self.workers.values():
+            if not worker.leaving:
+                ahead += worker.rows + worker.others_rows
+        if not ahead:
+            return self.batch_ns + self.row_ns * rows
+        ahead = -(-ahead // workers)
+        most = self.limits.max_batch_rows
+        batches = 1 + -(-ahead // most)
+        return batches * self.batch_ns + self.row_ns * (ahead + min(ahead, most) + rows)
 
 
 class Dispatcher:
@@ -110,8 +217,7 @@ class Dispatcher:
         self.pools: dict[PoolKey, Pool] = {}
         self.pending: dict[int, Pending] = {}
         self.workers: dict[int, Worker] = {}
-        self.unknown_answers = 0
-        """Answers for requests that were finished already: counted and dropped."""
+        self.counters = Counters()
 
     def __repr__(self) -> str:
         pools = ", ".join(
@@ -131,33 +237,40 @@ class Dispatcher:
             pool.limits, pool.window_rows = limits, window_rows
 
     # -- requests -----------------------------------------------------------------------------------------
-    def submit(self, pending: Pending) -> list[Action]:
+    def submit(self, pending: Pending, now_ns: int) -> Iterable[Action]:
         """Admit a request: send it, queue it, or refuse it. Its pool must have been declared."""
         pool = self.pools[pending.pool]
+        pending.rows = pool.estimated_rows(pending.size_bytes)
+        if not pool.workers or not pool.ready:
+            self.counters.not_ready += 1
+            return (Refuse(pending, ModelNotReady(f"{_model(pool)}: no worker is ready")),)
+        remaining_ns = pending.deadline_ns - now_ns
+        if remaining_ns <= 0:
+            self.counters.expired += 1
+            return (Refuse(pending, DeadlineExceeded("deadline passed before the request was queued")),)
+        wait_ns = pool.wait_ns(pending.rows)
+        if wait_ns > remaining_ns:
+            self.counters.would_be_late += 1
+            return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
         if not pool.queue:
-            worker = self._free_worker(pool, pending.rows)
+            worker = self._free_worker(pool, pending.rows, now_ns)
             if worker is not None:
                 self.pending[pending.sequence] = pending
-                return [self._assign(worker, pending)]
-            if not pool.ready:
-                name, version = pool.key
-                return [
-                    Refuse(pending.sequence, ModelNotReady(f"model '{name}' version {version}: no worker is ready"))
-                ]
+                return (self._assign(worker, pending, now_ns),)
         if len(pool.queue) >= pool.limits.max_queue:
-            name, version = pool.key
-            error = QueueFull(f"model '{name}' version {version}: {len(pool.queue)} requests are waiting (max_queue)")
-            return [Refuse(pending.sequence, error)]
+            self.counters.queue_full += 1
+            error = QueueFull(f"{_model(pool)}: {len(pool.queue)} requests are waiting (max_queue)")
+            error.retry_after_s = _retry_after_s(wait_ns)
+            return (Refuse(pending, error),)
         self.pending[pending.sequence] = pending
         pool.queue.append(pending)
-        return []
+        pool.queued_rows += pending.rows
+        return ()
 
-    def cancel(self, sequence: int) -> list[Action]:
+    def cancel(self, sequence: int) -> None:
         """The client is gone. In the queue the request vanishes; in flight, its answer will be dropped."""
-        pending = self.pending.pop(sequence, None)
-        if pending is not None and pending.worker is None:
-            self.pools[pending.pool].queue.remove(pending)
-        return []
+        if self._forget(sequence) is not None:
+            self.counters.cancelled += 1
 
     def expire(self, now_ns: int) -> list[Action]:
         """Refuse every request whose deadline has passed."""
@@ -165,8 +278,9 @@ class Dispatcher:
         actions: list[Action] = []
         for pending in late:
             where = "waiting in the queue" if pending.worker is None else "waiting for the worker"
-            self.cancel(pending.sequence)
-            actions.append(Refuse(pending.sequence, DeadlineExceeded(f"deadline passed while {where}")))
+            self._forget(pending.sequence)
+            self.counters.expired += 1
+            actions.append(Refuse(pending, DeadlineExceeded(f"deadline passed while {where}")))
         return actions
 
     def next_deadline_ns(self) -> int | None:
@@ -174,13 +288,13 @@ class Dispatcher:
         return min((pending.deadline_ns for pending in self.pending.values()), default=None)
 
     # -- workers ------------------------------------------------------------------------------------------
-    def worker_joined(self, worker: int, key: PoolKey, limits: Limits) -> list[Action]:
+    def worker_joined(self, worker: int, key: PoolKey, limits: Limits, now_ns: int) -> list[Action]:
         """A worker said hello. `worker` is a number of the shell's, never used twice."""
         if key not in self.pools:
             self.declare(key, limits)
         pool = self.pools[key]
         self.workers[worker] = pool.workers[worker] = Worker(identity=worker, pool=key)
-        return self._feed(pool)
+        return self._feed(pool, now_ns)
 
     def worker_leaving(self, worker: int) -> list[Action]:
         """A worker said goodbye: it gets nothing more, and its connection is closed after the last answer."""
@@ -188,91 +302,169 @@ class Dispatcher:
         leaving.leaving = True
         return self._closed_if_done(leaving)
 
-    def worker_lost(self, worker: int) -> list[Action]:
-        """A worker's connection ended. Its requests go back to the head of the queue, each alone in its batch."""
+    def worker_lost(self, worker: int, now_ns: int) -> list[Action]:
+        """A worker's connection ended; what it had goes back to the head of the queue.
+
+        Requests that may have been in the batch that ran are suspects: each is sent once more, alone in its batch.
+        The others had not begun and lose nothing but time.
+        """
         lost = self.workers.pop(worker)
         pool = self.pools[lost.pool]
         del pool.workers[worker]
+        if not lost.leaving or lost.in_flight:
+            self.counters.worker_deaths += 1
+        suspects = _may_have_run(lost, pool.limits.max_batch_rows)
         actions: list[Action] = []
         again: list[Pending] = []
         for pending in lost.in_flight.values():
             if pending.sequence not in self.pending:
                 continue
             pending.worker = None
-            pending.alone = True
-            if not pool.limits.retry or pending.attempts >= ATTEMPTS_MAX:
-                del self.pending[pending.sequence]
-                actions.append(Refuse(pending.sequence, WorkerDied(_death_text(pool, pending))))
+            if pending.sequence in suspects:
+                pending.deaths += 1
+                pending.alone = True
+                error = _death(pool, pending)
+                if error is not None:
+                    self.counters.poison += isinstance(error, PoisonRequest)
+                    del self.pending[pending.sequence]
+                    actions.append(Refuse(pending, error))
+                    continue
+                self.counters.retries += 1
             else:
-                again.append(pending)
+                self.counters.returned += 1
+            again.append(pending)
         pool.queue.extendleft(reversed(again))
+        pool.queued_rows += sum(pending.rows for pending in again)
         if not pool.ready:
             actions.extend(self._refuse_queue(pool))
-        return actions + self._feed(pool)
+        return actions + self._feed(pool, now_ns)
 
-    def answered(self, worker: int, head: ResponseHead) -> list[Action]:
+    def answered(self, worker: int, head: ResponseHead, now_ns: int) -> Iterable[Action]:
         """A worker answered."""
         answering = self.workers[worker]
         finished = answering.in_flight.pop(head.sequence, None)
         if finished is None:
-            self.unknown_answers += 1
-            return []
+            self.counters.unknown_answers += 1
+            return ()
         answering.rows -= finished.rows
-        actions: list[Action] = []
-        if self.pending.pop(head.sequence, None) is not None:
-            actions.append(Answer(head.sequence))
+        answering.progress_ns = now_ns
+        pool = self.pools[answering.pool]
+        if head.rows:
+            pool.learn_size(head.rows, finished.size_bytes)
+        if head.batch_rows:
+            answering.row_ns, pool.row_ns, pool.batch_ns = (
+                head.row_service_ns,
+                head.row_service_ns,
+                head.batch_service_ns,
+            )
+            answering.others_rows = max(0, head.backlog_rows - answering.rows)
+        if self.pending.pop(head.sequence, None) is None:
+            self.counters.late_answers += 1
+            actions: list[Action] = []
         else:
-            self.unknown_answers += 1
+            actions = [Answer(finished)]
         if answering.leaving:
             return actions + self._closed_if_done(answering)
-        pool = self.pools[answering.pool]
         if pool.queue:
-            actions.extend(self._feed(pool))
+            return actions + self._feed(pool, now_ns)
         return actions
 
     # -- inside -------------------------------------------------------------------------------------------
-    def _free_worker(self, pool: Pool, rows: int) -> Worker | None:
-        """The worker with the fewest outstanding rows, if the request fits into its window."""
+    def _free_worker(self, pool: Pool, rows: int, now_ns: int) -> Worker | None:
+        """The worker with the least to do before the request, if the request fits into its window."""
         best: Worker | None = None
+        best_rows = 0
         for worker in pool.workers.values():
-            if not worker.leaving and (best is None or worker.rows < best.rows):
-                best = worker
+            if worker.leaving or worker.stalled(now_ns):
+                continue
+            ahead = worker.rows + worker.others_rows
+            if best is None or ahead < best_rows:
+                best, best_rows = worker, ahead
         # An idle worker takes any request, so one larger than the window cannot wait for ever.
         if best is None or (best.rows and best.rows + rows > pool.window_rows):
             return None
         return best
 
-    def _assign(self, worker: Worker, pending: Pending) -> Send:
+    def _assign(self, worker: Worker, pending: Pending, now_ns: int) -> Send:
+        if not worker.in_flight:
+            worker.progress_ns = now_ns
         pending.worker = worker.identity
-        pending.attempts += 1
         worker.in_flight[pending.sequence] = pending
         worker.rows += pending.rows
-        return Send(worker.identity, pending.sequence, pending.alone)
+        return Send(worker.identity, pending)
 
-    def _feed(self, pool: Pool) -> list[Action]:
+    def _feed(self, pool: Pool, now_ns: int) -> list[Action]:
         actions: list[Action] = []
         while pool.queue:
-            worker = self._free_worker(pool, pool.queue[0].rows)
+            worker = self._free_worker(pool, pool.queue[0].rows, now_ns)
             if worker is None:
                 break
-            actions.append(self._assign(worker, pool.queue.popleft()))
+            pending = pool.queue.popleft()
+            pool.queued_rows -= pending.rows
+            actions.append(self._assign(worker, pending, now_ns))
         return actions
 
+    def _forget(self, sequence: int) -> Pending | None:
+        pending = self.pending.pop(sequence, None)
+        if pending is not None and pending.worker is None:
+            pool = self.pools[pending.pool]
+            pool.queue.remove(pending)
+            pool.queued_rows -= pending.rows
+        return pending
+
     def _refuse_queue(self, pool: Pool) -> list[Action]:
-        name, version = pool.key
         refused: list[Action] = []
         while pool.queue:
             pending = pool.queue.popleft()
             del self.pending[pending.sequence]
-            error: RequestError = ModelNotReady(f"model '{name}' version {version}: its last worker is gone")
-            refused.append(Refuse(pending.sequence, error))
+            self.counters.not_ready += 1
+            refused.append(Refuse(pending, ModelNotReady(f"{_model(pool)}: its last worker is gone")))
+        pool.queued_rows = 0
         return refused
 
     def _closed_if_done(self, worker: Worker) -> list[Action]:
         return [] if worker.in_flight else [CloseWorker(worker.identity)]
 
 
-def _death_text(pool: Pool, pending: Pending) -> str:
+def _may_have_run(worker: Worker, max_batch_rows: int) -> set[int]:
+    """The sequences that may have been in the batch that a worker was running.
+
+    A worker runs a connection's requests in the order in which they came, at most `max_batch_rows` rows at a time
+    and every row at least once, and answers a batch whole. So the batch is a beginning of what is not answered:
+    one request that runs alone, or those before the first such.
+    """
+    suspects: set[int] = set()
+    for pending in worker.in_flight.values():
+        if len(suspects) == max_batch_rows or (pending.alone and suspects):
+            break
+        suspects.add(pending.sequence)
+        if pending.alone:
+            break
+    return suspects
+
+
+def _model(pool: Pool) -> str:
     name, version = pool.key
-    times = "once; the model does not allow a retry" if not pool.limits.retry else f"{pending.attempts} times"
-    return f"model '{name}' version {version}: the worker died with the request in flight ({times})"
+    return f"model '{name}' version {version}"
+
+
+def _death(pool: Pool, pending: Pending) -> WorkerDied | None:
+    """What a suspect gets after a death; None: another try."""
+    if not pool.limits.retry:
+        return WorkerDied(f"{_model(pool)}: the worker died with the request in flight; the model allows no retry")
+    if pending.deaths >= DEATHS_MAX:
+        return PoisonRequest(f"{_model(pool)}: {pending.deaths} workers died while they ran this request")
+    return None
+
+
+def _would_be_late(pool: Pool, wait_ns: int, remaining_ns: int) -> Overloaded:
+    error = WouldBeLate(
+        f"{_model(pool)}: the answer would take about {wait_ns // 1_000_000} ms, "
+        f"the deadline is in {remaining_ns // 1_000_000} ms"
+    )
+    error.retry_after_s = _retry_after_s(wait_ns - remaining_ns)
+    return error
+
+
+def _retry_after_s(wait_ns: int) -> int:
+    return max(1, min(RETRY_AFTER_MAX_S, -(-wait_ns // _NS_PER_S)))

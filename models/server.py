@@ -95,7 +95,9 @@ class Server:
         self._close()
 
     def _turn(self, timeout_s: float) -> None:
-        for fd, events in self._epoll.poll(timeout_s):
+        events_of = self._epoll.poll(timeout_s)
+        start_ns = time.monotonic_ns()
+        for fd, events in events_of:
             connection = self._connections.get(fd)
             if connection is not None:
                 if events & select.EPOLLOUT:
@@ -107,9 +109,9 @@ class Server:
             elif fd == self._listener.fileno():
                 self._accept()
         if self._backlog:
-            self._run_batch()
+            self._run_batch(start_ns)
 
-    def _run_batch(self) -> None:
+    def _run_batch(self, start_ns: int) -> None:
         batch = self._backlog.take()
         answers = self._service.run(batch, time.monotonic_ns(), self._backlog.rows)
         by_connection: dict[int, list[bytes]] = {}
@@ -117,6 +119,8 @@ class Server:
             by_connection.setdefault(call.connection, []).append(answer)
         for fd, frames in by_connection.items():
             self._send(fd, frames)
+        # The whole turn: reading what came meanwhile and writing the answers is part of what a batch costs.
+        self._service.took(sum(call.rows for call in batch), time.monotonic_ns() - start_ns)
 
     # -- connections ------------------------------------------------------------------------------------
     def _accept(self) -> None:

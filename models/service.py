@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol
 
 import numpy as np
 
@@ -27,13 +27,33 @@ from host.protocol.package import Package
 from host.protocol.tensors import Array, checked_output
 from host.protocol.v1 import PredictCodec, PredictRequest
 from host.protocol.v2 import InferCodec, InferRequest
+from models.pace import Pace
 from models.runtimes import Runtime
 from models.statistics import ModelStatistics
 
 logger = logging.getLogger("modelhost.worker")
 
-_SERVICE_TIME_WEIGHT: Final = 0.2
-"""Weight of the newest batch in the average service time: the last ten or so batches count."""
+
+class Guard(Protocol):
+    """Ends the process if the model does not return in time: `watchdog.Watchdog`, or nothing."""
+
+    def start(self, limit_s: float) -> None:
+        """The model is called now."""
+        ...
+
+    def stop(self) -> None:
+        """It returned."""
+        ...
+
+
+class NoGuard:
+    """Lets a model take any time."""
+
+    def start(self, limit_s: float) -> None:
+        """Nothing to do."""
+
+    def stop(self) -> None:
+        """Nothing to do."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -62,8 +82,20 @@ class Service:
         self._predict = PredictCodec(package.signature)
         # Requests whose inner dimensions differ cannot be joined; where none is variable, all can.
         self._inner_varies = any(-1 in spec.shape[1:] for spec in package.signature.inputs)
-        self._row_service_ns = 0.0
+        self._pace = Pace()
+        self._batch_service_ns, self._row_service_ns = 0, 0
+        self._guard: Guard = NoGuard()
+        self._hang_s = float(package.limits.hang_s)
         self.statistics = ModelStatistics(package.name, package.version)
+
+    def guard(self, guard: Guard) -> None:
+        """Have every call of the model watched from now on: `limits.hang_s` each."""
+        self._guard = guard
+
+    def took(self, rows: int, ns: int) -> None:
+        """Learn what a batch cost in all: reading, running and answering it."""
+        self._pace.learn(rows, ns)
+        self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
 
     # -- in ---------------------------------------------------------------------------------------------
     def decode(self, head: RequestHead, body: bytes, connection: int = 0) -> Call:
@@ -155,7 +187,11 @@ class Service:
             inputs: Sequence[Array] = requests[0]
         else:
             inputs = [np.concatenate(parts) for parts in zip(*requests, strict=True)]
-        outputs = self._runtime.predict(inputs)
+        self._guard.start(self._hang_s)
+        try:
+            outputs = self._runtime.predict(inputs)
+        finally:
+            self._guard.stop()
         specs = self._signature.outputs
         if len(outputs) != len(specs):
             raise InvalidOutput(f"expected {len(specs)} outputs, the model returned {len(outputs)}")
@@ -171,9 +207,6 @@ class Service:
         queue_ns = sum(now_ns - call.head.received_ns for call in batch)
         counted.inference_stats.queue.add(queue_ns, len(batch))
         counted.inference_stats.success.add(queue_ns + inference_ns * len(batch), len(batch))
-        newest = inference_ns / rows
-        weight = _SERVICE_TIME_WEIGHT if self._row_service_ns else 1.0
-        self._row_service_ns += weight * (newest - self._row_service_ns)
 
     # -- out --------------------------------------------------------------------------------------------
     def _answer(
@@ -203,7 +236,8 @@ class Service:
             queue_ns=now_ns - head.received_ns,
             inference_ns=inference_ns,
             backlog_rows=backlog_rows,
-            row_service_ns=int(self._row_service_ns),
+            row_service_ns=self._row_service_ns,
+            batch_service_ns=self._batch_service_ns,
         )
         return response_frame(answer, body)
 

@@ -83,7 +83,10 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     from models.runtimes import import_loader
     from models.server import Server
     from models.service import Service
+    from models.watchdog import Watchdog
 
+    watchdog = Watchdog()
+    watchdog.start(package.limits.startup_s)
     cases = golden_cases(options.package)
     load = import_loader(package)
     before_load()
@@ -98,6 +101,8 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    watchdog.stop()
+    service.guard(watchdog)
     server.listen()
     logger.info(
         "ready: %s, loaded in %.0f ms, warm and proven in %.0f ms",

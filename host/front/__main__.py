@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--max-connections", type=int, default=4096, help="connections (default %(default)s)")
     parser.add_argument("--keepalive-s", type=float, default=75.0, help="idle connections close (default %(default)s)")
     parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish requests (default %(default)s)")
+    parser.add_argument("--no-fast-lane", action="store_true", help="serve everything through aiohttp (to compare)")
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
     options = parser.parse_args()
     die_with_parent()
@@ -41,6 +42,7 @@ def main() -> int:
         max_connections=options.max_connections,
         keepalive_s=options.keepalive_s,
         drain_s=options.drain_s,
+        fast_lane=not options.no_fast_lane,
     )
     try:
         uvloop.run(serve_front(front))

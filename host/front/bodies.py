@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections.abc import Hashable
 from typing import Final
 
 from aiohttp.http_exceptions import TransferEncodingError
@@ -16,6 +17,9 @@ from host.protocol.errors import BodyTooLarge, DeadlineExceeded, Malformed, Over
 DECOMPRESS_INLINE_MAX_BYTES: Final = 4 * 1024
 """Larger bodies are decompressed in a thread: deflate expands up to 1032 times, and the loop has other clients."""
 
+MODEL_SHARE: Final = 4
+"""One model may hold one part in so many of the bytes of a front's bodies."""
+
 _NS_PER_S: Final = 1_000_000_000
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 """zlib's `wbits`: 31 reads a gzip header, 15 zlib's own, which HTTP calls deflate."""
@@ -26,27 +30,41 @@ _ZLIB_METHOD: Final = 8
 
 
 class BodyBudget:
-    """Bytes of request bodies that one front holds at a time. What is taken must be given back."""
+    """Bytes of request bodies that one front holds at a time. What is taken must be given back.
+
+    One model may hold a quarter of it, so that its flood leaves room for the others.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        self.share_bytes = limit_bytes // MODEL_SHARE
         self.held_bytes = 0
+        self._held_by: dict[Hashable, int] = {}
 
-    def take(self, size_bytes: int) -> None:
-        """Hold so many bytes more. Raises `Overloaded` if that is over the limit."""
-        if self.held_bytes + size_bytes > self.limit_bytes:
+    def take(self, size_bytes: int, owner: Hashable) -> None:
+        """Hold so many bytes more for a model. Raises `Overloaded` if that is over the limit."""
+        mine = self._held_by.get(owner, 0) + size_bytes
+        if mine > self.share_bytes or self.held_bytes + size_bytes > self.limit_bytes:
+            whose, held, limit = "the host holds", self.held_bytes, self.limit_bytes
+            if mine > self.share_bytes:
+                whose, held, limit = "the host holds for this model", mine - size_bytes, self.share_bytes
             raise Overloaded(
-                f"the host holds {self.held_bytes} bytes of request bodies: "
-                f"{size_bytes} more would exceed its limit of {self.limit_bytes}"
+                f"{whose} {held} bytes of request bodies: {size_bytes} more would exceed its limit of {limit}"
             )
+        self._held_by[owner] = mine
         self.held_bytes += size_bytes
 
-    def give_back(self, size_bytes: int) -> None:
+    def give_back(self, size_bytes: int, owner: Hashable) -> None:
         """Release what was taken."""
         self.held_bytes -= size_bytes
+        left = self._held_by.pop(owner, 0) - size_bytes
+        if left:
+            self._held_by[owner] = left
 
 
-async def read_body(request: BaseRequest, max_bytes: int, budget: BodyBudget, deadline_ns: int) -> bytes:
+async def read_body(
+    request: BaseRequest, max_bytes: int, budget: BodyBudget, owner: Hashable, deadline_ns: int
+) -> bytes:
     """Read and decompress a body; its length stays taken from the budget.
 
     Raises `BodyTooLarge`, `Overloaded`, `DeadlineExceeded`, `UnsupportedMediaType`, `Malformed`.
@@ -57,7 +75,7 @@ async def read_body(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
     declared = request.content_length or 0
     if declared > max_bytes:
         raise _too_large(max_bytes, f"{declared} (Content-Length)")
-    received = await _received(request, max_bytes, budget, deadline_ns)
+    received = await _received(request, max_bytes, budget, owner, deadline_ns)
     if coding is None:
         return received
     try:
@@ -65,20 +83,22 @@ async def read_body(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
             body = decompressed(received, coding, max_bytes)
         else:
             body = await asyncio.to_thread(decompressed, received, coding, max_bytes)
-        budget.take(len(body))
+        budget.take(len(body), owner)
         return body
     finally:
-        budget.give_back(len(received))
+        budget.give_back(len(received), owner)
 
 
-async def _received(request: BaseRequest, max_bytes: int, budget: BodyBudget, deadline_ns: int) -> bytes:
+async def _received(
+    request: BaseRequest, max_bytes: int, budget: BodyBudget, owner: Hashable, deadline_ns: int
+) -> bytes:
     content = request.content
     if content.is_eof() and content.exception() is None:
         # All of it came with the head, as bodies of a few kilobytes do.
         body = content.read_nowait(-1)
         if len(body) > max_bytes:
             raise _too_large(max_bytes, f"{len(body)}")
-        budget.take(len(body))
+        budget.take(len(body), owner)
         return body
     if "Expect" in request.headers:
         await _continue(request)
@@ -89,17 +109,17 @@ async def _received(request: BaseRequest, max_bytes: int, budget: BodyBudget, de
             while part := await content.readany():
                 if taken + len(part) > max_bytes:
                     raise _too_large(max_bytes, "more")
-                budget.take(len(part))
+                budget.take(len(part), owner)
                 taken += len(part)
                 parts.append(part)
     except TimeoutError as error:
-        budget.give_back(taken)
+        budget.give_back(taken, owner)
         raise DeadlineExceeded(f"deadline passed while receiving the body ({taken} bytes so far)") from error
     except (RequestPayloadError, TransferEncodingError) as error:
-        budget.give_back(taken)
+        budget.give_back(taken, owner)
         raise Malformed(f"the body cannot be read: {_reason(error)}") from error
     except BaseException:
-        budget.give_back(taken)
+        budget.give_back(taken, owner)
         raise
     return b"".join(parts)
 

@@ -1,20 +1,20 @@
-"""The thin shell around `host.dispatch`: futures for clients, frames for workers, one timer for deadlines."""
+"""The thin shell around `host.dispatch`: calls of clients, frames for workers, one timer for deadlines."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from typing import Any, Final, Protocol, assert_never, cast
 
 from host.config.deployment import DeployedModel
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
 from host.links import Link
 from host.protocol.documents import decode_document
-from host.protocol.errors import RequestError
+from host.protocol.errors import PoisonRequest, RequestError
 from host.protocol.messages import (
     NO_JSON_HEADER,
     Encoding,
@@ -30,17 +30,33 @@ logger = logging.getLogger("modelhost.front")
 STATISTICS_TIMEOUT_S: Final = 1.0
 """A worker answers between two batches; one that takes longer is left out of the sum."""
 
+DEADLINE_TICK_S: Final = 0.002
+"""Deadlines are looked at no more often than this: under overload one passes every few microseconds."""
+
 _NS_PER_S: Final = 1_000_000_000
 
 
-@dataclass(slots=True, kw_only=True)
-class InferenceCall:
+class Client(Protocol):
+    """Who waits for a call: told once, unless it cancelled."""
+
+    def answered(self, call: Any, head: ResponseHead, body: bytes) -> None:
+        """The worker's answer to the call, the very object that was submitted."""
+        ...
+
+    def refused(self, call: Any, error: RequestError) -> None:
+        """There will be none."""
+        ...
+
+
+class Call(Pending, eq=False, kw_only=True):
     """What a client asks of a model: everything that goes to the worker, the body untouched."""
 
+    sequence: int = 0
+    """Given by the gateway."""
+    client: Client
     operation: Operation
     body: bytes
     received_ns: int
-    deadline_ns: int
     encoding: Encoding = Encoding.JSON
     accept: Encoding = Encoding.JSON
     json_bytes: int = NO_JSON_HEADER
@@ -60,7 +76,6 @@ class Gateway:
         for model in models:
             self.dispatcher.declare((model.name, model.version), model.limits)
         self._sequences = itertools.count(1)
-        self._calls: dict[int, tuple[InferenceCall, asyncio.Future[Result]]] = {}
         self._asked: dict[int, asyncio.Future[Result]] = {}
         self._links: dict[int, Link] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -69,30 +84,23 @@ class Gateway:
     @property
     def in_flight(self) -> int:
         """Calls that wait for their answer."""
-        return len(self._calls)
+        return len(self.dispatcher.pending)
 
     def ready_workers(self, key: PoolKey) -> int:
         """Workers of a model version that take requests."""
         pool = self.dispatcher.pools.get(key)
         return pool.ready if pool is not None else 0
 
-    async def infer(self, key: PoolKey, call: InferenceCall) -> Result:
-        """Run a call on one of the model version's workers. Raises `RequestError`.
+    def submit(self, call: Call, now_ns: int) -> None:
+        """Run a call on one of the model version's workers, or refuse it, maybe before this returns."""
+        call.sequence = next(self._sequences)
+        self._perform(self.dispatcher.submit(call, now_ns))
+        if self._deadline_timer is None or call.deadline_ns < self._deadline_ns:
+            self._arm(call.deadline_ns, now_ns)
 
-        Cancelling it (the client is gone) takes it out of the queue, or drops its answer.
-        """
-        sequence = next(self._sequences)
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._calls[sequence] = (call, future)
-        try:
-            self._perform(self.dispatcher.submit(Pending(sequence, key, call.deadline_ns)))
-            self._arm(call.deadline_ns)
-            return await future
-        except asyncio.CancelledError:
-            self._perform(self.dispatcher.cancel(sequence))
-            raise
-        finally:
-            self._calls.pop(sequence, None)
+    def cancel(self, call: Call) -> None:
+        """The client is gone: the call leaves the queue, or its answer will be dropped."""
+        self.dispatcher.cancel(call.sequence)
 
     async def statistics(self, key: PoolKey) -> list[Mapping[str, Any]]:
         """Ask every worker of a model version for its counters."""
@@ -124,7 +132,8 @@ class Gateway:
         logger.info("worker %s joined (pid %d, %s)", link.path.stem, hello.pid, hello.runtime_version)
         self._links[link.identity] = link
         key = (hello.model_name, hello.model_version)
-        self._perform(self.dispatcher.worker_joined(link.identity, key, hello.limits))
+        now_ns = time.monotonic_ns()
+        self._perform(self.dispatcher.worker_joined(link.identity, key, hello.limits, now_ns))
 
     def leaving(self, link: Link) -> None:
         """A worker gets nothing more."""
@@ -133,22 +142,23 @@ class Gateway:
 
     def lost(self, link: Link) -> None:
         """A worker is gone; what it had is sent to another."""
-        logger.info("worker %s is gone", link.path.stem)
+        worker = self.dispatcher.workers[link.identity]
+        logger.info("worker %s is gone (%d requests in flight)", link.path.stem, len(worker.in_flight))
         del self._links[link.identity]
-        self._perform(self.dispatcher.worker_lost(link.identity))
+        self._perform(self.dispatcher.worker_lost(link.identity, time.monotonic_ns()))
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
         """A worker's answer is handed to its client; one that nobody waits for is counted and dropped."""
-        asked = self._asked.get(head.sequence)
-        if asked is not None:
-            if not asked.done():
-                asked.set_result((head, body))
-            return
-        for action in self.dispatcher.answered(link.identity, head):
+        if self._asked:
+            asked = self._asked.get(head.sequence)
+            if asked is not None:
+                if not asked.done():
+                    asked.set_result((head, body))
+                return
+        for action in self.dispatcher.answered(link.identity, head, time.monotonic_ns()):
             if type(action) is Answer:
-                entry = self._calls.get(action.sequence)
-                if entry is not None and not entry[1].done():
-                    entry[1].set_result((head, body))
+                call = cast("Call", action.pending)
+                call.client.answered(call, head, body)
             else:
                 self._perform((action,))
 
@@ -156,11 +166,13 @@ class Gateway:
     def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case Send(worker, sequence, alone):
-                    call = self._calls[sequence][0]
-                    self._links[worker].send(_frame(sequence, call, alone))
-                case Refuse(sequence, error):
-                    self._refuse(sequence, error)
+                case Send(worker, pending):
+                    self._links[worker].send(_frame(cast("Call", pending)))
+                case Refuse(pending, error):
+                    call = cast("Call", pending)
+                    if isinstance(error, PoisonRequest):
+                        _log_poison(call, error)
+                    call.client.refused(call, error)
                 case CloseWorker(worker):
                     self._links[worker].close()
                 case Answer():
@@ -168,44 +180,45 @@ class Gateway:
                 case _:
                     assert_never(action)
 
-    def _refuse(self, sequence: int, error: RequestError) -> None:
-        entry = self._calls.get(sequence)
-        if entry is not None and not entry[1].done():
-            entry[1].set_exception(error)
-
-    def _arm(self, deadline_ns: int) -> None:
+    def _arm(self, deadline_ns: int, now_ns: int) -> None:
         """Have the one timer fire at the earliest deadline; it looks at all of them and sets itself again.
 
         Most calls are answered long before, so this is one comparison a call, and one look at what is pending
         each time that the earliest deadline passes.
         """
         if self._deadline_timer is not None:
-            if deadline_ns >= self._deadline_ns:
-                return
             self._deadline_timer.cancel()
         self._deadline_ns = deadline_ns
-        delay_s = max(0.0, (deadline_ns - time.monotonic_ns()) / _NS_PER_S)
+        delay_s = max(DEADLINE_TICK_S, (deadline_ns - now_ns) / _NS_PER_S)
         self._deadline_timer = self._loop.call_later(delay_s, self._deadline_passed)
 
     def _deadline_passed(self) -> None:
         self._deadline_timer = None
-        self._perform(self.dispatcher.expire(time.monotonic_ns()))
+        now_ns = time.monotonic_ns()
+        self._perform(self.dispatcher.expire(now_ns))
         next_ns = self.dispatcher.next_deadline_ns()
         if next_ns is not None:
-            self._arm(next_ns)
+            self._arm(next_ns, now_ns)
 
 
-def _frame(sequence: int, call: InferenceCall, alone: bool) -> bytes:
+def _frame(call: Call) -> bytes:
     head = RequestHead(
-        sequence=sequence,
-        operation=call.operation,
-        received_ns=call.received_ns,
-        deadline_ns=call.deadline_ns,
-        encoding=call.encoding,
-        accept=call.accept,
-        json_bytes=call.json_bytes,
-        alone=alone,
-        request_id=call.request_id,
-        traceparent=call.traceparent,
+        call.sequence,
+        call.operation,
+        call.received_ns,
+        call.deadline_ns,
+        call.encoding,
+        call.accept,
+        call.json_bytes,
+        call.alone,
+        call.request_id,
+        call.traceparent,
     )
     return request_frame(head, call.body)
+
+
+def _log_poison(call: Call, error: PoisonRequest) -> None:
+    digest = hashlib.sha256(call.body).hexdigest()
+    logger.error(
+        "request %s: %s; it is refused (body sha256 %s, %d bytes)", call.request_id, error, digest, len(call.body)
+    )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 import time
-import zlib
 from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest, Response
@@ -16,16 +13,18 @@ from multidict import CIMultiDict
 import host
 from host.config.deployment import DeployedModel
 from host.front import documents
+from host.front.answers import COMPRESS_INLINE_MAX_BYTES, OCTETS, compress, compression
 from host.front.bodies import BodyBudget, read_body
 from host.front.catalog import Catalog
+from host.front.deadlines import body_timeout_ns
 from host.front.documents import SERVER_NAME
-from host.front.gateway import Gateway, InferenceCall
+from host.front.gateway import Call, Gateway, Result
 from host.front.headers import (
     INFERENCE_HEADER,
     REQUEST_ID,
     REQUEST_TIMEOUT,
     TRACEPARENT,
-    answer_compression,
+    RequestIds,
     answer_encoding,
     given_request_id,
     given_traceparent,
@@ -44,34 +43,30 @@ from host.protocol.errors import (
     UnsupportedMediaType,
     http_status,
 )
-from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation
+from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, ResponseHead
 
 logger = logging.getLogger("modelhost.front")
 
-COMPRESS_MIN_BYTES: Final = 1024
-"""Smaller answers are not worth compressing: they fit into one packet anyway."""
-
-COMPRESS_INLINE_MAX_BYTES: Final = 64 * 1024
-"""Larger answers are compressed in a thread: zlib does some 50 MB/s, and the loop has other clients."""
-
 _DEFAULT_TIMEOUT_MS: Final = 10_000
 """For bodies of requests that name no model."""
-
-_OCTETS: Final = "application/octet-stream"
-_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
-"""zlib's `wbits`: 31 writes a gzip header, 15 zlib's own, which HTTP calls deflate."""
 
 
 class Handler:
     """Answers every HTTP request of one front."""
 
-    def __init__(self, catalog: Catalog, gateway: Gateway, max_body_bytes: int, budget: BodyBudget) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        gateway: Gateway,
+        budget: BodyBudget,
+        request_ids: RequestIds,
+        max_body_bytes: int,
+    ) -> None:
         self._catalog = catalog
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
         self._budget = budget
-        self._request_id_prefix = secrets.token_hex(4)
-        self._request_numbers = itertools.count(1)
+        self._request_ids = request_ids
         self.stopping = False
 
     def ready(self) -> bool:
@@ -82,7 +77,7 @@ class Handler:
         """Answer one request; every failure becomes an error document."""
         received_ns = time.monotonic_ns()
         headers = request.headers
-        request_id = given_request_id(headers.get(REQUEST_ID)) or self._new_request_id()
+        request_id = given_request_id(headers.get(REQUEST_ID)) or self._request_ids.new()
         encoding = Encoding.JSON
         try:
             if "Content-Type" in headers:
@@ -101,9 +96,6 @@ class Handler:
             logger.exception("request %s: %s %s failed", request_id, request.method, request.raw_path)
             return _error_response(Internal("internal error; the log has the details"), encoding, request_id)
 
-    def _new_request_id(self) -> str:
-        return f"{self._request_id_prefix}-{next(self._request_numbers):x}"
-
     # -- inference ----------------------------------------------------------------------------------------
     async def _infer(
         self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
@@ -114,30 +106,53 @@ class Handler:
         accept = headers.get("Accept")
         is_v2 = route.endpoint is Endpoint.INFER
         json_bytes = inference_header(headers.get(INFERENCE_HEADER)) if is_v2 else NO_JSON_HEADER
-        body = await read_body(request, self._max_body_bytes, self._budget, deadline_ns)
-        size_bytes = len(body)
+        key = (model.name, model.version)
+        body = await read_body(request, self._max_body_bytes, self._budget, key, deadline_ns)
         try:
-            call = InferenceCall(
+            if is_v2:
+                asked_ns = body_timeout_ns(body, encoding, json_bytes)
+                if asked_ns is not None:
+                    deadline_ns = min(deadline_ns, received_ns + asked_ns)
+            waiting = _Waiting()
+            call = Call(
+                client=waiting,
+                pool=key,
+                deadline_ns=deadline_ns,
+                size_bytes=len(body),
                 operation=Operation.INFER if is_v2 else Operation.PREDICT,
                 body=body,
                 received_ns=received_ns,
-                deadline_ns=deadline_ns,
                 encoding=encoding,
                 accept=encoding if accept is None else answer_encoding(accept, encoding),
                 json_bytes=json_bytes,
                 request_id=request_id,
                 traceparent=given_traceparent(headers.get(TRACEPARENT)),
             )
-            head, answer = await self._gateway.infer((model.name, model.version), call)
+            head, answer = await self._result(call, waiting)
         finally:
-            self._budget.give_back(size_bytes)
+            self._budget.give_back(len(body), key)
         answer_headers = _headers(request_id, CONTENT_TYPES[head.encoding])
         if head.json_bytes != NO_JSON_HEADER:
             answer_headers[INFERENCE_HEADER] = str(head.json_bytes)
-            answer_headers["Content-Type"] = _OCTETS
-        if len(answer) >= COMPRESS_MIN_BYTES:
-            answer = await _compressed(request, answer, answer_headers)
+            answer_headers["Content-Type"] = OCTETS
+        coding = compression(headers.get("Accept-Encoding"), len(answer))
+        if coding is not None:
+            answer_headers["Content-Encoding"] = coding
+            answer_headers["Vary"] = "Accept-Encoding"
+            if len(answer) <= COMPRESS_INLINE_MAX_BYTES:
+                answer = compress(answer, coding)
+            else:
+                answer = await asyncio.to_thread(compress, answer, coding)
         return Response(body=answer, status=head.status, headers=answer_headers)
+
+    async def _result(self, call: Call, waiting: _Waiting) -> Result:
+        """Run a call. Raises `RequestError`; cancelled (the client is gone), it takes the call back."""
+        self._gateway.submit(call, time.monotonic_ns())
+        try:
+            return await waiting.result
+        except asyncio.CancelledError:
+            self._gateway.cancel(call)
+            raise
 
     # -- everything else ----------------------------------------------------------------------------------
     async def _inform(
@@ -204,8 +219,8 @@ class Handler:
 
     async def _only_ready(self, request: BaseRequest, encoding: Encoding, received_ns: int) -> bool:
         deadline_ns = received_ns + timeout_ns(request.headers.get(REQUEST_TIMEOUT), _DEFAULT_TIMEOUT_MS)
-        body = await read_body(request, self._max_body_bytes, self._budget, deadline_ns)
-        self._budget.give_back(len(body))
+        body = await read_body(request, self._max_body_bytes, self._budget, None, deadline_ns)
+        self._budget.give_back(len(body), None)
         if not body:
             return False
         document = decode_document(body, encoding)
@@ -216,6 +231,23 @@ class Handler:
 
     def _is_ready(self, model: DeployedModel) -> bool:
         return self._gateway.ready_workers((model.name, model.version)) > 0
+
+
+class _Waiting:
+    """The client of a call of this lane: a future. Implements `gateway.Client`."""
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def answered(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        """Wake the handler."""
+        if not self.result.done():
+            self.result.set_result((head, body))
+
+    def refused(self, call: Call, error: RequestError) -> None:
+        """Wake the handler with an error."""
+        if not self.result.done():
+            self.result.set_exception(error)
 
 
 def _headers(request_id: str, content_type: str) -> CIMultiDict[str]:
@@ -229,16 +261,3 @@ def _error_response(error: RequestError, encoding: Encoding, request_id: str) ->
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
     return Response(body=error_document(error, encoding), status=http_status(error), headers=headers)
-
-
-async def _compressed(request: BaseRequest, body: bytes, headers: CIMultiDict[str]) -> bytes:
-    """Compress an answer if the client takes it, and say so in its headers."""
-    accepted = request.headers.get("Accept-Encoding")
-    coding = answer_compression(accepted) if accepted is not None else None
-    if coding is None:
-        return body
-    headers["Content-Encoding"] = coding
-    headers["Vary"] = "Accept-Encoding"
-    if len(body) <= COMPRESS_INLINE_MAX_BYTES:
-        return zlib.compress(body, level=1, wbits=_WINDOW_BITS[coding])
-    return await asyncio.to_thread(zlib.compress, body, level=1, wbits=_WINDOW_BITS[coding])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import secrets
 from functools import lru_cache
 from typing import Final
 
@@ -22,6 +24,18 @@ _NS_PER_MS: Final = 1_000_000
 # Clients of the protocol send no Content-Type at all, octet-stream for pure JSON, or whatever curl makes up.
 _TAKEN_AS_JSON: Final = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"})
 _CONTENT_CODINGS: Final = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+
+
+class RequestIds:
+    """Makes request ids, unique over the fronts of a fleet for as long as logs are kept."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def new(self) -> str:
+        """An id that was not given before."""
+        return f"{self._prefix}-{next(self._numbers):x}"
 
 
 @lru_cache(maxsize=256)

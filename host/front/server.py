@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,8 +19,10 @@ from host.config.run_dir import RunDirectory
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
 from host.front.documents import SERVER_NAME
+from host.front.fast_lane import LINGER_S, FastConnection, FastLane
 from host.front.gateway import Gateway
 from host.front.handler import Handler
+from host.front.headers import RequestIds
 from host.links import LinkDirectory
 from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
@@ -29,9 +32,6 @@ from host.protocol.messages import Encoding
 logger = logging.getLogger("modelhost.front")
 
 LISTEN_BACKLOG: Final = 1024
-LINGER_S: Final = 2.0
-"""How long the rest of a refused body is read and thrown away, so that the client sees the answer."""
-
 HELD_BODIES: Final = 16
 """A front holds at most so many bodies of the largest size, or any number of smaller ones of the same sum."""
 
@@ -47,6 +47,7 @@ class FrontOptions:
     max_connections: int
     keepalive_s: float
     drain_s: float
+    fast_lane: bool = True
 
 
 async def serve_front(options: FrontOptions) -> None:
@@ -61,9 +62,22 @@ async def serve_front(options: FrontOptions) -> None:
     catalog = Catalog(read_deployment(run_dir.deployment))
     gateway = Gateway(catalog, loop)
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
-    handler = Handler(catalog, gateway, options.max_body_bytes, budget)
+    request_ids = RequestIds()
+    handler = Handler(catalog, gateway, budget, request_ids, options.max_body_bytes)
     links = asyncio.create_task(LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES).run())
     http = FrontServer(handler, options)
+    lane = FastLane(
+        catalog,
+        gateway,
+        budget,
+        request_ids,
+        max_body_bytes=options.max_body_bytes,
+        keepalive_s=options.keepalive_s,
+        other_lane=http.aiohttp_protocol,
+    )
+    if options.fast_lane:
+        http.fast_lane = lane
+    sweep = asyncio.create_task(lane.sweep())
     listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
     logger.info("listening on %s port %d", options.address, options.port)
 
@@ -75,22 +89,26 @@ async def serve_front(options: FrontOptions) -> None:
 
     # 3. drain: not ready any more, no new connections, idle ones closed, requests in hand answered
     logger.info("draining: %d requests in hand", gateway.in_flight)
+    draining = time.monotonic()
     handler.stopping = True
     listener.close()
     http.server.pre_shutdown()
-    await http.server.shutdown(options.drain_s)
+    await lane.stop(options.drain_s)
+    await http.server.shutdown(max(0.0, options.drain_s - (time.monotonic() - draining)))
 
     # 4. stop
-    links.cancel()
-    await asyncio.gather(links, return_exceptions=True)
+    for task in (links, sweep):
+        task.cancel()
+    await asyncio.gather(links, sweep, return_exceptions=True)
     logger.info("stopped")
 
 
 class FrontServer:
-    """aiohttp's low-level server with modelhost's error answers and connection limit."""
+    """Gives every new connection its lane; holds aiohttp's low-level server and the connection limit."""
 
     def __init__(self, handler: Handler, options: FrontOptions) -> None:
         self._max_connections = options.max_connections
+        self.fast_lane: FastLane | None = None
         # A client that goes away cancels its handler, and so its place in the queue.
         self.server = web.Server(handler, handler_cancellation=True)
         self._options: dict[str, Any] = {
@@ -104,8 +122,14 @@ class FrontServer:
 
     def protocol(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
-        if len(self.server.connections) >= self._max_connections:
+        lane = self.fast_lane
+        open_connections = len(self.server.connections) + (len(lane.connections) if lane is not None else 0)
+        if open_connections >= self._max_connections:
             return _Refusal(self._max_connections)
+        return FastConnection(lane) if lane is not None else self.aiohttp_protocol()
+
+    def aiohttp_protocol(self) -> asyncio.Protocol:
+        """The protocol of a connection that aiohttp serves."""
         return _JsonErrors(self.server, **self._options)
 
 

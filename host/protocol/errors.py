@@ -101,6 +101,12 @@ class QueueFull(Overloaded):
     code = "QUEUE_FULL"
 
 
+class WouldBeLate(Overloaded):
+    """By measured service time the answer would come after the request's deadline: refused at once."""
+
+    code = "WOULD_BE_LATE"
+
+
 class ModelNotReady(Overloaded):
     """The model is deployed, but no worker is warm."""
 
@@ -128,9 +134,15 @@ class InvalidOutput(ModelFailed):
 
 
 class WorkerDied(RequestError):
-    """The worker died with the request in flight, and so did the one that it was sent to next."""
+    """The worker died with the request in flight, and a retry is not allowed."""
 
     code = "WORKER_DIED"
+
+
+class PoisonRequest(WorkerDied):
+    """Two workers died while they ran the request: it is not tried again."""
+
+    code = "POISON_REQUEST"
 
 
 class Internal(RequestError):
@@ -150,11 +162,13 @@ HTTP_STATUS: Final[dict[type[RequestError], int]] = {
     InvalidInput: 422,
     Overloaded: 503,
     QueueFull: 503,
+    WouldBeLate: 503,
     ModelNotReady: 503,
     DeadlineExceeded: 504,
     ModelFailed: 500,
     InvalidOutput: 500,
     WorkerDied: 502,
+    PoisonRequest: 502,
     Internal: 500,
 }
 """The whole mapping. A test walks the subclasses of `RequestError` and fails on one without a row."""

@@ -97,7 +97,9 @@ class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
     backlog_rows: int = 0
     """Rows still waiting in the worker, over all its connections."""
     row_service_ns: int = 0
-    """The worker's recent service time per row (exponential average)."""
+    """What one row more costs in a batch, by the worker's recent batches."""
+    batch_service_ns: int = 0
+    """What a batch costs before its first row."""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -8,7 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from host.dispatch import (
     AHEAD_BATCHES,
-    ATTEMPTS_MAX,
+    DEATHS_MAX,
+    STALL_MIN_NS,
+    STALL_UNKNOWN_NS,
     Action,
     Answer,
     CloseWorker,
@@ -17,11 +19,21 @@ from host.dispatch import (
     Refuse,
     Send,
 )
-from host.protocol.errors import DeadlineExceeded, ModelNotReady, QueueFull, WorkerDied
+from host.protocol.errors import (
+    DeadlineExceeded,
+    ModelNotReady,
+    Overloaded,
+    PoisonRequest,
+    QueueFull,
+    RequestError,
+    WorkerDied,
+    WouldBeLate,
+)
 from host.protocol.messages import Limits, ResponseHead
 
 KEY = ("churn", "3")
 WINDOW_ROWS = 2
+MS = 1_000_000
 
 
 def dispatcher(max_queue: int = 3, workers: int = 1, retry: bool = True, max_batch_rows: int = 1) -> Dispatcher:
@@ -29,97 +41,214 @@ def dispatcher(max_queue: int = 3, workers: int = 1, retry: bool = True, max_bat
     limits = Limits(max_queue=max_queue, max_batch_rows=max_batch_rows, retry=retry)
     made.declare(KEY, limits)
     for worker in range(1, workers + 1):
-        made.worker_joined(worker, KEY, limits)
+        made.worker_joined(worker, KEY, limits, 0)
     return made
 
 
-def submit(made: Dispatcher, *sequences: int, deadline_ns: int = 1000, rows: int = 1) -> list[Action]:
-    return [action for sequence in sequences for action in made.submit(Pending(sequence, KEY, deadline_ns, rows=rows))]
+def submit(
+    made: Dispatcher, *sequences: int, deadline_ns: int = 10**15, size_bytes: int = 0, now_ns: int = 0
+) -> list[Action]:
+    actions: list[Action] = []
+    for sequence in sequences:
+        pending = Pending(sequence=sequence, pool=KEY, deadline_ns=deadline_ns, size_bytes=size_bytes)
+        actions += made.submit(pending, now_ns)
+    return actions
 
 
-def answer(sequence: int) -> ResponseHead:
-    return ResponseHead(sequence=sequence, status=200)
+def reply(sequence: int, **fields: int) -> ResponseHead:
+    return ResponseHead(sequence=sequence, status=200, **fields)  # type: ignore[arg-type]
 
 
+def answered(made: Dispatcher, worker: int, sequence: int, now_ns: int = 0, **fields: int) -> list[Action]:
+    return list(made.answered(worker, reply(sequence, **fields), now_ns))
+
+
+def shown(actions: list[Action]) -> list[tuple[object, ...]]:
+    """Actions as plain values."""
+    plain: list[tuple[object, ...]] = []
+    for action in actions:
+        match action:
+            case Send(worker, pending):
+                plain.append(("alone" if pending.alone else "send", pending.sequence, worker))
+            case Answer(pending):
+                plain.append(("answer", pending.sequence))
+            case Refuse(pending, error):
+                plain.append((type(error), pending.sequence))
+            case CloseWorker(worker):
+                plain.append(("close", worker))
+    return plain
+
+
+def refusal(actions: list[Action], expected: type[RequestError]) -> RequestError:
+    (refused,) = actions
+    assert isinstance(refused, Refuse)
+    assert type(refused.error) is expected
+    return refused.error
+
+
+def learn(made: Dispatcher, *, batch_ns: int = 0, row_ns: int = 0, worker: int = 1) -> None:
+    """Let one request be answered with what a batch costs."""
+    submit(made, 9999)
+    answered(made, worker, 9999, rows=1, batch_rows=1, row_service_ns=row_ns, batch_service_ns=batch_ns)
+
+
+# -- choice of worker, window, queue ----------------------------------------------------------------------
 def test_request_goes_to_the_worker_at_once() -> None:
-    assert submit(dispatcher(), 7) == [Send(1, 7, alone=False)]
+    assert shown(submit(dispatcher(), 7)) == [("send", 7, 1)]
 
 
 def test_least_loaded_worker_is_chosen() -> None:
     made = dispatcher(workers=2)
-    first, second, third = submit(made, 1, 2, 3)
-    assert isinstance(first, Send) and isinstance(second, Send) and isinstance(third, Send)
-    assert first.worker != second.worker
-    made.answered(second.worker, answer(2))
-    assert submit(made, 4) == [Send(second.worker, 4, alone=False)]
+    assert shown(submit(made, 1, 2)) == [("send", 1, 1), ("send", 2, 2)]
+    answered(made, 2, 2)
+    assert shown(submit(made, 4)) == [("send", 4, 2)]
+
+
+def test_rows_of_other_fronts_count_in_the_choice() -> None:
+    made = dispatcher(workers=2, max_batch_rows=8)
+    submit(made, 1)
+    answered(made, 1, 1, rows=1, batch_rows=1, backlog_rows=3)
+    assert shown(submit(made, 2, 3, 4)) == [("send", 2, 2), ("send", 3, 2), ("send", 4, 2)]
+    assert shown(submit(made, 5)) == [("send", 5, 1)]
+
+
+def test_own_rows_in_the_workers_backlog_are_not_counted_twice() -> None:
+    made = dispatcher(max_batch_rows=8)
+    submit(made, 1, 2, 3)
+    answered(made, 1, 1, rows=1, batch_rows=1, backlog_rows=2)
+    assert made.workers[1].others_rows == 0
 
 
 def test_worker_gets_two_batches_ahead_and_the_rest_waits() -> None:
     made = dispatcher(max_batch_rows=4)
-    sent = [action for action in submit(made, *range(1, 12)) if isinstance(action, Send)]
-    assert len(sent) == AHEAD_BATCHES * 4
+    assert len(submit(made, *range(1, 12))) == AHEAD_BATCHES * 4
     assert len(made.pools[KEY].queue) == 3
 
 
-def test_request_larger_than_the_window_is_sent_to_an_idle_worker() -> None:
-    made = dispatcher()
-    assert submit(made, 1, rows=100) == [Send(1, 1, alone=False)]
-    assert submit(made, 2, rows=1) == []
+def test_rows_and_not_requests_fill_the_window() -> None:
+    made = dispatcher(max_batch_rows=4)
+    submit(made, 1, size_bytes=100)
+    answered(made, 1, 1, rows=2)
+    # Two rows a hundred bytes, by what was answered: four such requests are two batches.
+    assert len(submit(made, *range(2, 8), size_bytes=100)) == 4
+    assert made.pools[KEY].queued_rows == 4
+
+
+def test_rows_are_estimated_within_what_a_request_may_hold() -> None:
+    pool = dispatcher(max_batch_rows=8).pools[KEY]
+    assert pool.estimated_rows(10**6) == 1
+    pool.learn_size(4, 400)
+    assert [pool.estimated_rows(size) for size in (0, 1, 100, 149, 151, 800, 10**9)] == [1, 1, 1, 1, 2, 8, 8]
 
 
 def test_answer_frees_room_for_the_first_in_the_queue() -> None:
     made = dispatcher()
     submit(made, 1, 2, 3, 4)
-    assert made.answered(1, answer(1)) == [Answer(1), Send(1, 3, alone=False)]
+    assert shown(answered(made, 1, 1)) == [("answer", 1), ("send", 3, 1)]
 
 
 def test_queue_sheds_at_its_limit() -> None:
     made = dispatcher(max_queue=2)
     assert len(submit(made, 1, 2, 3, 4)) == WINDOW_ROWS
-    (refused,) = submit(made, 5)
-    assert isinstance(refused, Refuse)
-    assert isinstance(refused.error, QueueFull)
+    refusal(submit(made, 5), QueueFull)
+    assert made.counters.queue_full == 1
 
 
 def test_queue_of_one_takes_one() -> None:
     made = dispatcher(max_queue=1)
-    assert submit(made, 1, 2, 3) == [Send(1, 1, alone=False), Send(1, 2, alone=False)]
-    (refused,) = submit(made, 4)
-    assert isinstance(refused, Refuse)
+    assert shown(submit(made, 1, 2, 3)) == [("send", 1, 1), ("send", 2, 1)]
+    refusal(submit(made, 4), QueueFull)
 
 
 def test_no_worker_is_not_ready() -> None:
-    (refused,) = submit(dispatcher(workers=0), 1)
-    assert isinstance(refused, Refuse)
-    assert isinstance(refused.error, ModelNotReady)
+    refusal(submit(dispatcher(workers=0), 1), ModelNotReady)
 
 
 def test_unknown_answer_is_counted_and_dropped() -> None:
     made = dispatcher()
     submit(made, 1)
-    assert made.answered(1, answer(99)) == []
-    assert made.answered(1, answer(1)) == [Answer(1)]
-    assert made.answered(1, answer(1)) == []
-    assert made.unknown_answers == 2
+    assert answered(made, 1, 99) == []
+    assert shown(answered(made, 1, 1)) == [("answer", 1)]
+    assert answered(made, 1, 1) == []
+    assert (made.counters.unknown_answers, made.counters.late_answers) == (2, 0)
 
 
+# -- admission ------------------------------------------------------------------------------------------------
+def test_request_that_cannot_make_it_is_refused_at_once() -> None:
+    made = dispatcher(max_queue=100)
+    learn(made, row_ns=10 * MS)
+    # Alone it takes one row: at the limit it is taken, a nanosecond below it is not.
+    error = refusal(submit(made, 1, deadline_ns=10 * MS - 1), WouldBeLate)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == 1
+    assert shown(submit(made, 2, deadline_ns=10 * MS)) == [("send", 2, 1)]
+    # One ahead, as much again in its batch, itself.
+    refusal(submit(made, 3, deadline_ns=30 * MS - 1), WouldBeLate)
+    assert shown(submit(made, 4, deadline_ns=30 * MS)) == [("send", 4, 1)]
+    assert made.counters.would_be_late == 2
+
+
+def test_cost_of_a_batch_is_counted_once_for_each_batch() -> None:
+    made = dispatcher(max_queue=100, max_batch_rows=4)
+    learn(made, batch_ns=10 * MS, row_ns=MS)
+    submit(made, *range(1, 9))
+    # Eight rows ahead are two batches, and one more is its own: 3 * 10 + 8 + 4 + 1.
+    assert made.pools[KEY].wait_ns(1) == 43 * MS
+
+
+def test_more_workers_share_the_wait() -> None:
+    made = dispatcher(max_queue=100, workers=2, max_batch_rows=4)
+    learn(made, row_ns=MS)
+    submit(made, *range(1, 9))
+    assert made.pools[KEY].wait_ns(1) == 9 * MS
+    made.worker_leaving(2)
+    assert made.pools[KEY].wait_ns(1) == 9 * MS
+
+
+def test_as_long_as_nothing_is_known_everything_is_admitted() -> None:
+    made = dispatcher(max_queue=100)
+    assert all(not isinstance(action, Refuse) for action in submit(made, *range(1, 50), deadline_ns=1))
+
+
+def test_retry_after_says_when_and_never_more_than_a_minute() -> None:
+    made = dispatcher(max_queue=1000)
+    learn(made, row_ns=1000 * MS)
+    submit(made, *range(1, 5))
+    error = refusal(submit(made, 100, deadline_ns=1000 * MS), WouldBeLate)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == 5
+    submit(made, *range(5, 500))
+    error = refusal(submit(made, 1000, deadline_ns=1000 * MS), WouldBeLate)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s == 60
+
+
+def test_deadline_that_has_passed_already() -> None:
+    refusal(submit(dispatcher(), 1, deadline_ns=5, now_ns=5), DeadlineExceeded)
+
+
+# -- cancellation and deadlines -----------------------------------------------------------------------------------
 def test_cancelled_in_the_queue_is_never_sent() -> None:
     made = dispatcher()
     submit(made, 1, 2, 3, 4)
     made.cancel(3)
-    assert made.answered(1, answer(1)) == [Answer(1), Send(1, 4, alone=False)]
+    assert shown(answered(made, 1, 1)) == [("answer", 1), ("send", 4, 1)]
+    assert made.counters.cancelled == 1
 
 
 def test_cancelled_in_flight_drops_its_answer_and_keeps_its_place_until_then() -> None:
     made = dispatcher()
     submit(made, 1, 2, 3)
-    assert made.cancel(1) == []
+    made.cancel(1)
     assert len(made.pools[KEY].queue) == 1
-    assert made.answered(1, answer(1)) == [Send(1, 3, alone=False)]
+    assert shown(answered(made, 1, 1)) == [("send", 3, 1)]
+    assert made.counters.late_answers == 1
 
 
 def test_cancel_of_an_unknown_request_does_nothing() -> None:
-    assert dispatcher().cancel(5) == []
+    made = dispatcher()
+    made.cancel(5)
+    assert made.counters.cancelled == 0
 
 
 def test_expiry_refuses_at_the_deadline_and_not_before() -> None:
@@ -128,84 +257,122 @@ def test_expiry_refuses_at_the_deadline_and_not_before() -> None:
     assert made.next_deadline_ns() == 1000
     assert made.expire(999) == []
     expired = made.expire(1000)
-    assert [action.sequence for action in expired if isinstance(action, Refuse)] == [1, 2, 3]
-    assert all(isinstance(action, Refuse) and isinstance(action.error, DeadlineExceeded) for action in expired)
-    assert "in the queue" in str(expired[2].error) if isinstance(expired[2], Refuse) else False
+    assert shown(expired) == [(DeadlineExceeded, 1), (DeadlineExceeded, 2), (DeadlineExceeded, 3)]
+    texts = [str(action.error) for action in expired if isinstance(action, Refuse)]
+    assert "for the worker" in texts[0]
+    assert "in the queue" in texts[2]
     assert made.next_deadline_ns() is None
+    assert made.pools[KEY].queued_rows == 0
 
 
-def test_dead_workers_requests_go_to_another_alone_and_first() -> None:
-    made = dispatcher(workers=2)
-    submit(made, 1, 2, 3, 4, 5)
-    lost = made.pending[1].worker
-    assert lost is not None
-    mine = [sequence for sequence, pending in made.pending.items() if pending.worker == lost]
-    other = 3 - lost
-    assert made.worker_lost(lost) == []
-    theirs = [sequence for sequence in (1, 2, 3, 4) if sequence not in mine]
-    assert made.answered(other, answer(theirs[0])) == [Answer(theirs[0]), Send(other, mine[0], alone=True)]
-    assert made.answered(other, answer(theirs[1])) == [Answer(theirs[1]), Send(other, mine[1], alone=True)]
-    assert made.answered(other, answer(mine[0])) == [Answer(mine[0]), Send(other, 5, alone=False)]
+# -- slow and stuck workers -----------------------------------------------------------------------------------------
+def test_worker_that_went_quiet_gets_nothing_new() -> None:
+    made = dispatcher(workers=2, max_batch_rows=8)
+    learn(made, row_ns=MS)
+    submit(made, 1, 2)
+    late = STALL_MIN_NS + 4 * MS
+    answered(made, 2, 2, now_ns=late)
+    assert not made.workers[1].stalled(late)
+    assert made.workers[1].stalled(late + 1)
+    assert [shown(submit(made, sequence, now_ns=late + 1)) for sequence in (3, 4, 5)] == [
+        [("send", sequence, 2)] for sequence in (3, 4, 5)
+    ]
+    # With its answer it is back.
+    answered(made, 1, 1, now_ns=late + 2)
+    assert shown(submit(made, 6, now_ns=late + 2)) == [("send", 6, 1)]
 
 
-def test_request_that_saw_two_deaths_is_refused() -> None:
-    made = dispatcher(workers=3)
-    (sent,) = submit(made, 1)
-    assert isinstance(sent, Send)
-    (again,) = made.worker_lost(sent.worker)
-    assert again == Send(again.worker, 1, alone=True) if isinstance(again, Send) else False
-    assert isinstance(again, Send)
-    (refused,) = made.worker_lost(again.worker)
-    assert isinstance(refused, Refuse)
-    assert isinstance(refused.error, WorkerDied)
-    assert not made.pending
+def test_worker_whose_cost_is_unknown_gets_longer() -> None:
+    made = dispatcher(max_batch_rows=8)
+    submit(made, 1)
+    assert not made.workers[1].stalled(STALL_UNKNOWN_NS)
+    assert made.workers[1].stalled(STALL_UNKNOWN_NS + 1)
+    # Nobody else is there: it waits in the queue, where it can expire.
+    assert submit(made, 2, now_ns=STALL_UNKNOWN_NS + 1) == []
+    assert shown(answered(made, 1, 1, now_ns=STALL_UNKNOWN_NS + 2)) == [("answer", 1), ("send", 2, 1)]
 
 
-def test_model_without_retry_refuses_at_the_first_death() -> None:
+def test_idle_worker_is_never_quiet() -> None:
+    made = dispatcher()
+    assert shown(submit(made, 1, now_ns=10**12)) == [("send", 1, 1)]
+    assert not made.workers[1].stalled(10**12)
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+def test_what_may_have_run_is_sent_again_alone_and_the_rest_as_before() -> None:
+    made = dispatcher(workers=2, max_batch_rows=2, max_queue=10)
+    submit(made, *range(1, 9))
+    assert [made.pending[sequence].worker for sequence in (1, 3, 5, 7)] == [1, 1, 1, 1]
+    assert made.worker_lost(1, 0) == []
+    assert [(p.sequence, p.alone) for p in made.pools[KEY].queue] == [(1, True), (3, True), (5, False), (7, False)]
+    assert shown(answered(made, 2, 2)) == [("answer", 2), ("alone", 1, 2)]
+    assert (made.counters.worker_deaths, made.counters.retries, made.counters.returned) == (1, 2, 2)
+
+
+def test_request_that_ran_at_two_deaths_is_poison_and_its_neighbours_are_not() -> None:
+    made = dispatcher(workers=1, max_batch_rows=8)
+    submit(made, 1, 2, 3)
+    made.worker_joined(2, KEY, made.pools[KEY].limits, 0)
+    assert shown(made.worker_lost(1, 0)) == [("alone", 1, 2), ("alone", 2, 2), ("alone", 3, 2)]
+    made.worker_joined(3, KEY, made.pools[KEY].limits, 0)
+    # On worker 2 only the first was running: the others stand behind it, each to be alone in its batch.
+    lost = made.worker_lost(2, 0)
+    assert shown(lost) == [(PoisonRequest, 1), ("alone", 2, 3), ("alone", 3, 3)]
+    assert made.counters.poison == 1
+    assert shown(answered(made, 3, 2)) == [("answer", 2)]
+
+
+def test_a_request_alone_behind_a_batch_is_no_suspect_of_that_batch() -> None:
+    made = dispatcher(workers=2, max_batch_rows=8)
+    submit(made, 1, 2)
+    made.worker_lost(2, 0)
+    assert made.pending[2].alone
+    made.worker_joined(3, KEY, made.pools[KEY].limits, 0)
+    made.worker_lost(1, 0)
+    assert (made.pending[1].deaths, made.pending[2].deaths) == (1, 1)
+
+
+def test_model_without_retry_refuses_what_may_have_run() -> None:
     made = dispatcher(workers=2, retry=False)
-    (sent,) = submit(made, 1)
-    assert isinstance(sent, Send)
-    (refused,) = made.worker_lost(sent.worker)
-    assert isinstance(refused, Refuse)
-    assert isinstance(refused.error, WorkerDied)
+    submit(made, 1, 2, 3)
+    assert shown(made.worker_lost(1, 0)) == [(WorkerDied, 1), ("send", 3, 2)]
 
 
 def test_last_workers_death_refuses_what_waits() -> None:
     made = dispatcher()
     submit(made, 1, 2, 3)
-    refused = made.worker_lost(1)
-    assert sorted(action.sequence for action in refused if isinstance(action, Refuse)) == [1, 2, 3]
-    assert all(isinstance(action, Refuse) and isinstance(action.error, ModelNotReady) for action in refused)
+    assert sorted(shown(made.worker_lost(1, 0)), key=str) == [(ModelNotReady, n) for n in (1, 2, 3)]
+    assert made.pools[KEY].queued_rows == 0
 
 
+# -- goodbyes -------------------------------------------------------------------------------------------------------
 def test_leaving_worker_gets_nothing_more_and_is_closed_after_its_last_answer() -> None:
     made = dispatcher(workers=2)
-    (sent,) = submit(made, 1)
-    assert isinstance(sent, Send)
-    assert made.worker_leaving(sent.worker) == []
-    other = 3 - sent.worker
-    assert submit(made, 2) == [Send(other, 2, alone=False)]
-    assert made.answered(sent.worker, answer(1)) == [Answer(1), CloseWorker(sent.worker)]
+    submit(made, 1)
+    assert made.worker_leaving(1) == []
+    assert shown(submit(made, 2)) == [("send", 2, 2)]
+    assert shown(answered(made, 1, 1)) == [("answer", 1), ("close", 1)]
 
 
 def test_idle_leaving_worker_is_closed_at_once() -> None:
     made = dispatcher()
     assert made.worker_leaving(1) == [CloseWorker(1)]
-    assert made.worker_lost(1) == []
+    assert made.worker_lost(1, 0) == []
+    assert made.counters.worker_deaths == 0
 
 
 def test_queue_waits_out_a_gap_between_a_leaving_and_a_joining_worker() -> None:
     made = dispatcher()
     submit(made, 1, 2, 3)
     made.worker_leaving(1)
-    assert made.answered(1, answer(1)) == [Answer(1)]
-    made.worker_joined(2, KEY, Limits(max_batch_rows=1))
+    assert shown(answered(made, 1, 1)) == [("answer", 1)]
+    made.worker_joined(2, KEY, Limits(max_batch_rows=1), 0)
     assert made.pending[3].worker == 2
 
 
 def test_worker_of_an_undeclared_version_makes_its_pool() -> None:
     made = dispatcher()
-    made.worker_joined(9, ("churn", "4"), Limits())
+    made.worker_joined(9, ("churn", "4"), Limits(), 0)
     assert made.pools[("churn", "4")].ready == 1
 
 
@@ -235,36 +402,39 @@ class DispatchMachine(RuleBasedStateMachine):
     def perform(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Send(worker, sequence, alone):
+                case Send(worker, pending):
+                    sequence = pending.sequence
                     assert worker in self.alive, "sent to a worker that is gone"
                     assert sequence in self.open, "sent a request that is finished"
                     self.sends[sequence] = self.sends.get(sequence, 0) + 1
-                    assert self.sends[sequence] <= ATTEMPTS_MAX
-                    assert alone == (self.sends[sequence] > 1)
+                    assert pending.deaths < DEATHS_MAX
+                    assert pending.alone == (pending.deaths > 0)
                     self.at_worker[worker].append(sequence)
-                case Answer(sequence) | Refuse(sequence, _):
-                    assert sequence in self.open, "answered twice"
-                    self.open.remove(sequence)
+                case Answer(pending) | Refuse(pending, _):
+                    assert pending.sequence in self.open, "answered twice"
+                    self.open.remove(pending.sequence)
                 case CloseWorker(worker):
                     self.lose(worker)
 
     def lose(self, worker: int) -> None:
         self.alive.remove(worker)
         del self.at_worker[worker]
-        self.perform(self.made.worker_lost(worker))
+        self.perform(self.made.worker_lost(worker, self.now_ns))
 
-    @rule(timeout=st.integers(1, 50), rows=st.integers(1, 5))
-    def submits(self, timeout: int, rows: int) -> None:
+    @rule(timeout=st.integers(1, 50), size_bytes=st.integers(0, 5))
+    def submits(self, timeout: int, size_bytes: int) -> None:
         self.sequence += 1
         self.open.add(self.sequence)
-        self.perform(self.made.submit(Pending(self.sequence, KEY, self.now_ns + timeout, rows=rows)))
+        deadline_ns = self.now_ns + timeout
+        pending = Pending(sequence=self.sequence, pool=KEY, deadline_ns=deadline_ns, size_bytes=size_bytes)
+        self.perform(list(self.made.submit(pending, self.now_ns)))
 
     @rule()
     def joins(self) -> None:
         self.worker += 1
         self.alive.add(self.worker)
         self.at_worker[self.worker] = []
-        self.perform(self.made.worker_joined(self.worker, KEY, self.limits))
+        self.perform(self.made.worker_joined(self.worker, KEY, self.limits, self.now_ns))
 
     @precondition(lambda self: self.alive)
     @rule(choice=st.randoms(use_true_random=False))
@@ -277,21 +447,24 @@ class DispatchMachine(RuleBasedStateMachine):
         self.perform(self.made.worker_leaving(choice.choice(sorted(self.alive))))  # type: ignore[attr-defined]
 
     @precondition(lambda self: any(self.at_worker.values()))
-    @rule(choice=st.randoms(use_true_random=False))
-    def answers(self, choice: st.DataObject) -> None:
+    @rule(choice=st.randoms(use_true_random=False), rows=st.integers(0, 2), cost=st.integers(0, 9))
+    def answers(self, choice: st.DataObject, rows: int, cost: int) -> None:
         worker = choice.choice(sorted(w for w, has in self.at_worker.items() if has))  # type: ignore[attr-defined]
         sequence = choice.choice(self.at_worker[worker])  # type: ignore[attr-defined]
         self.at_worker[worker].remove(sequence)
-        self.perform(self.made.answered(worker, answer(sequence)))
+        head = reply(
+            sequence, rows=rows, batch_rows=rows, row_service_ns=cost, batch_service_ns=cost, backlog_rows=cost
+        )
+        self.perform(list(self.made.answered(worker, head, self.now_ns)))
 
     @precondition(lambda self: self.open)
     @rule(choice=st.randoms(use_true_random=False))
     def cancels(self, choice: st.DataObject) -> None:
         sequence = choice.choice(sorted(self.open))  # type: ignore[attr-defined]
         self.open.remove(sequence)
-        self.perform(self.made.cancel(sequence))
+        self.made.cancel(sequence)
 
-    @rule(by=st.integers(1, 30))
+    @rule(by=st.integers(1, 30) | st.just(STALL_UNKNOWN_NS + 1))
     def time_passes(self, by: int) -> None:
         self.now_ns += by
         self.perform(self.made.expire(self.now_ns))
@@ -304,8 +477,8 @@ class DispatchMachine(RuleBasedStateMachine):
     def bounds_hold(self) -> None:
         pool = self.made.pools[KEY]
         # A dead worker's requests go back beyond the limit: they were admitted already.
-        fresh = sum(not pending.alone for pending in pool.queue)
-        assert fresh <= self.limits.max_queue
+        assert sum(self.sends.get(pending.sequence, 0) == 0 for pending in pool.queue) <= self.limits.max_queue
+        assert pool.queued_rows == sum(pending.rows for pending in pool.queue)
         for worker in pool.workers.values():
             rows = [pending.rows for pending in worker.in_flight.values()]
             assert worker.rows == sum(rows)
