@@ -438,7 +438,7 @@ class FastConnection(asyncio.Protocol):
         elif self._calls or self._body is not None:
             self._active_ns = now_ns
         elif self._head_ns:
-            if now_ns - self._head_ns > HEAD_TIMEOUT_S * _NS_PER_S:
+            if now_ns - self._head_ns > min(HEAD_TIMEOUT_S * _NS_PER_S, keepalive_ns):
                 self._close()
         elif now_ns - self._active_ns > keepalive_ns:
             self._close()

@@ -82,7 +82,7 @@ def read_plain_head(head: bytes, catalog: Catalog, max_body_bytes: int) -> Plain
     reader = _Reader()
     try:
         reader.parser.feed_data(head)
-    except httptools.HttpParserError:
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     headers = reader.headers
     if headers is None or not headers.keys().isdisjoint(_NOT_PLAIN):

@@ -353,7 +353,7 @@ def test_parameters_timeout_counts_microseconds(host: RunningHost, gate: Gate) -
     assert outputs(read_answer(first))["y"] == [2.0]
     answer = read_answer(late)
     assert answer.error == (504, "DEADLINE_EXCEEDED")
-    assert "waiting in the worker" in answer.document["error"]
+    assert "before the request was queued" in answer.document["error"]
 
 
 def test_one_millisecond(host: RunningHost, gate: Gate) -> None:

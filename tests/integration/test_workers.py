@@ -190,8 +190,8 @@ def test_a_request_that_kills_is_sent_twice_and_no_more(repository: Path, make_h
     host.start_front()
     until(lambda: host.joined() == 3, "three workers")
     answer = host.infer("deadly", doubled(13))
-    assert answer.error == (502, "WORKER_DIED")
-    assert "2 times" in answer.document["error"]
+    assert answer.error == (502, "POISON_REQUEST")
+    assert "2 workers died" in answer.document["error"]
     assert host.infer("deadly", doubled(14)).document["outputs"][0]["data"] == [28.0]
     assert sum(process.poll() is None for process in host.started("deadly.v1:")) == 1
 
@@ -211,7 +211,7 @@ def test_a_model_that_forbids_retries(repository: Path, make_hand_host: MakeHand
     lost = next(value for value, connection in sent.items() if connection.sock is done[0])
     answer = read_answer(sent.pop(lost))
     assert answer.error == (502, "WORKER_DIED")
-    assert "does not allow a retry" in answer.document["error"]
+    assert "the model allows no retry" in answer.document["error"]
     for visit in visits:
         visit.let_through()
     (connection,) = sent.values()
