@@ -171,10 +171,8 @@ class Pool:
     answered_rows: float = 0.0
     answered_bytes: float = 0.0
 
-    @property
-    def ready(self) -> int:
-        """Workers that take requests."""
-        return sum(not worker.leaving for worker in self.workers.values())
+    ready: int = 0
+    """Workers that take requests."""
 
     def estimated_rows(self, size_bytes: int) -> int:
         """How many rows a body of so many bytes holds, going by those that were answered."""
@@ -189,20 +187,20 @@ class Pool:
         self.answered_bytes = SIZES_MEMORY * self.answered_bytes + size_bytes
 
     def wait_ns(self, rows: int) -> int:
-        """How long a request of so many rows takes from now to its answer, by measured cost; 0 if unknown.
+        """How long a request of so many rows takes from now to its answer, by measured cost; 0 if that is unknown.
 
         A batch costs `batch_ns + row_ns * rows`. Ahead of the request are its share of everything sent and queued
         (of one worker among equals); behind it, and answered together with it, at most as much again, up to one
         batch.
         """
-        workers = self.ready
-        if not workers or not (self.row_ns or self.batch_ns):
+        if not (self.row_ns or self.batch_ns):
             return 0
-        ahead = self.queued_rows
+        workers, ahead = 0, self.queued_rows
         for worker in self.workers.values():
             if not worker.leaving:
+                workers += 1
                 ahead += worker.rows + worker.others_rows
-        if not ahead:
+        if not ahead or not workers:
             return self.batch_ns + self.row_ns * rows
         ahead = -(-ahead // workers)
         most = self.limits.max_batch_rows
@@ -241,7 +239,7 @@ class Dispatcher:
         """Admit a request: send it, queue it, or refuse it. Its pool must have been declared."""
         pool = self.pools[pending.pool]
         pending.rows = pool.estimated_rows(pending.size_bytes)
-        if not pool.workers or not pool.ready:
+        if not pool.ready:
             self.counters.not_ready += 1
             return (Refuse(pending, ModelNotReady(f"{_model(pool)}: no worker is ready")),)
         remaining_ns = pending.deadline_ns - now_ns
@@ -294,11 +292,13 @@ class Dispatcher:
             self.declare(key, limits)
         pool = self.pools[key]
         self.workers[worker] = pool.workers[worker] = Worker(identity=worker, pool=key)
+        pool.ready += 1
         return self._feed(pool, now_ns)
 
     def worker_leaving(self, worker: int) -> list[Action]:
         """A worker said goodbye: it gets nothing more, and its connection is closed after the last answer."""
         leaving = self.workers[worker]
+        self.pools[leaving.pool].ready -= not leaving.leaving
         leaving.leaving = True
         return self._closed_if_done(leaving)
 
@@ -311,6 +311,7 @@ class Dispatcher:
         lost = self.workers.pop(worker)
         pool = self.pools[lost.pool]
         del pool.workers[worker]
+        pool.ready -= not lost.leaving
         if not lost.leaving or lost.in_flight:
             self.counters.worker_deaths += 1
         suspects = _may_have_run(lost, pool.limits.max_batch_rows)
@@ -375,7 +376,7 @@ class Dispatcher:
         best: Worker | None = None
         best_rows = 0
         for worker in pool.workers.values():
-            if worker.leaving or worker.stalled(now_ns):
+            if worker.leaving or (now_ns - worker.progress_ns > STALL_MIN_NS and worker.stalled(now_ns)):
                 continue
             ahead = worker.rows + worker.others_rows
             if best is None or ahead < best_rows:

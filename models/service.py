@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from host.protocol.documents import encode_document, error_document
@@ -56,8 +56,7 @@ class NoGuard:
         """Nothing to do."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Call:
+class Call(msgspec.Struct, kw_only=True, eq=False):
     """A request that was understood and waits for its batch."""
 
     head: RequestHead

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, assert_never, cast
+from typing import Any, Final, Protocol, cast
 
 from host.config.deployment import DeployedModel
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
@@ -165,20 +165,17 @@ class Gateway:
     # -- inside -------------------------------------------------------------------------------------------
     def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            match action:
-                case Send(worker, pending):
-                    self._links[worker].send(_frame(cast("Call", pending)))
-                case Refuse(pending, error):
-                    call = cast("Call", pending)
-                    if isinstance(error, PoisonRequest):
-                        _log_poison(call, error)
-                    call.client.refused(call, error)
-                case CloseWorker(worker):
-                    self._links[worker].close()
-                case Answer():
-                    raise AssertionError("only `answered` gives answers")
-                case _:
-                    assert_never(action)
+            if isinstance(action, Send):
+                self._links[action.worker].send(_frame(cast("Call", action.pending)))
+            elif isinstance(action, Refuse):
+                call, error = cast("Call", action.pending), action.error
+                if isinstance(error, PoisonRequest):
+                    _log_poison(call, error)
+                call.client.refused(call, error)
+            elif isinstance(action, CloseWorker):
+                self._links[action.worker].close()
+            else:
+                raise AssertionError("only `answered` gives answers")
 
     def _arm(self, deadline_ns: int, now_ns: int) -> None:
         """Have the one timer fire at the earliest deadline; it looks at all of them and sets itself again.

@@ -107,7 +107,10 @@ class FrameDecoder:
         available = len(data)
         while available - offset >= PREFIX_BYTES:
             magic, version, kind, head_bytes, body_bytes = PREFIX.unpack_from(data, offset)
-            self._check(magic, version, kind, head_bytes, body_bytes)
+            if magic != MAGIC or version != VERSION or not 1 <= kind <= _KINDS or head_bytes > HEAD_MAX_BYTES:
+                raise _bad_prefix(magic, version, kind, head_bytes)
+            if body_bytes > self._body_max_bytes:
+                raise FrameTooLarge(f"frame body: limit {self._body_max_bytes} bytes, declared {body_bytes}")
             head_start = offset + PREFIX_BYTES
             body_start = head_start + head_bytes
             end = body_start + body_bytes
@@ -135,14 +138,13 @@ class FrameDecoder:
         """Bytes of an unfinished frame."""
         return len(self._pending)
 
-    def _check(self, magic: bytes, version: int, kind: int, head_bytes: int, body_bytes: int) -> None:
-        if magic != MAGIC:
-            raise BadFrame(f"not a frame: expected it to begin with {MAGIC!r}, received {magic!r}")
-        if version != VERSION:
-            raise UnknownFrameVersion(f"frame version: expected {VERSION}, received {version}")
-        if not 1 <= kind <= _KINDS:
-            raise BadFrame(f"frame kind: expected 1 to {_KINDS}, received {kind}")
-        if head_bytes > HEAD_MAX_BYTES:
-            raise FrameTooLarge(f"frame head: limit {HEAD_MAX_BYTES} bytes, declared {head_bytes}")
-        if body_bytes > self._body_max_bytes:
-            raise FrameTooLarge(f"frame body: limit {self._body_max_bytes} bytes, declared {body_bytes}")
+
+def _bad_prefix(magic: bytes, version: int, kind: int, head_bytes: int) -> FrameError:
+    """What is wrong with a prefix."""
+    if magic != MAGIC:
+        return BadFrame(f"not a frame: expected it to begin with {MAGIC!r}, received {magic!r}")
+    if version != VERSION:
+        return UnknownFrameVersion(f"frame version: expected {VERSION}, received {version}")
+    if not 1 <= kind <= _KINDS:
+        return BadFrame(f"frame kind: expected 1 to {_KINDS}, received {kind}")
+    return FrameTooLarge(f"frame head: limit {HEAD_MAX_BYTES} bytes, declared {head_bytes}")

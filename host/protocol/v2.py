@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -26,6 +25,9 @@ from host.protocol.types import ITEM_BYTES, Signature, TensorSpec
 
 Parameters = dict[str, Any]
 Data = TypeVar("Data")
+
+DECLARATIONS_MAX: Final = 1024
+"""Names, datatypes and shapes that are remembered as right; models see a few."""
 
 _NO_DATA: Final = msgspec.Raw()
 
@@ -80,8 +82,7 @@ class _Answer(msgspec.Struct, omit_defaults=True):
     id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True, eq=False):
     """A request that the model can take: one array per input, in the signature's order."""
 
     arrays: tuple[Array, ...]
@@ -102,6 +103,7 @@ class InferCodec:
         self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
         self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
         self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
+        self._declared: dict[tuple[object, ...], tuple[int, TensorSpec]] = {}
         # Most models take inputs of one scalar type: their documents are read in one typed pass.
         # FP16 cannot travel in a document, so a model that takes it never has one of these.
         scalars = {None if spec.datatype == "FP16" else scalar_type(spec.datatype) for spec in signature.inputs}
@@ -134,8 +136,7 @@ class InferCodec:
     def _from_flat(self, document: _Document[list[Any]]) -> InferRequest:
         arrays: list[Array | None] = [None] * len(self._inputs)
         for tensor in document.inputs:
-            index, spec = self._slot_of(tensor.name, arrays)
-            check_shape(spec, tensor.datatype, tensor.shape)
+            index, spec = self._checked_slot(tensor, arrays)
             if tensor.parameters and "binary_data_size" in tensor.parameters:
                 raise Malformed(f"input '{spec.name}': has both data and binary_data_size")
             arrays[index] = array_from_values(spec, tensor.shape, tensor.data)
@@ -180,6 +181,18 @@ class InferCodec:
         spec = self._signature.inputs[0]
         array = array_from_bytes(spec, _raw_shape(spec, body), memoryview(body))
         return InferRequest(arrays=(array,), outputs=self._all_binary)
+
+    def _checked_slot(self, tensor: _Tensor[Any], arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
+        """Find a tensor's place and check what it declares. Declarations repeat: right ones are remembered."""
+        declared = (tensor.name, tensor.datatype, *tensor.shape)
+        known = self._declared.get(declared)
+        if known is not None and arrays[known[0]] is None:
+            return known
+        index, spec = self._slot_of(tensor.name, arrays)
+        check_shape(spec, tensor.datatype, tensor.shape)
+        if len(self._declared) < DECLARATIONS_MAX:
+            self._declared[declared] = index, spec
+        return index, spec
 
     def _slot_of(self, name: str, arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
         index = self._inputs.get(name)

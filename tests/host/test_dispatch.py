@@ -478,6 +478,7 @@ class DispatchMachine(RuleBasedStateMachine):
         pool = self.made.pools[KEY]
         # A dead worker's requests go back beyond the limit: they were admitted already.
         assert sum(self.sends.get(pending.sequence, 0) == 0 for pending in pool.queue) <= self.limits.max_queue
+        assert pool.ready == sum(not worker.leaving for worker in pool.workers.values())
         assert pool.queued_rows == sum(pending.rows for pending in pool.queue)
         for worker in pool.workers.values():
             rows = [pending.rows for pending in worker.in_flight.values()]
