@@ -20,7 +20,7 @@ logger = logging.getLogger("modelhost.links")
 HELLO_TIMEOUT_S: Final = 10.0
 """A worker says hello between two batches; one that takes longer is connected to again later."""
 
-FLUSH_FRAMES: Final = 8
+FLUSH_FRAMES: Final = 4
 """A turn that sends more frames than this to one worker does not wait for its own end: the worker begins with the
 first ones meanwhile (docs/adr/0008)."""
 

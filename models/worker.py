@@ -21,7 +21,7 @@ from typing import Final
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Hello
 from host.protocol.package import Package, golden_cases, read_package
-from host.protocol.process import die_with_parent
+from host.protocol.process import die_with_parent, settle_memory
 
 logger = logging.getLogger("modelhost.worker")
 
@@ -103,6 +103,7 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
         signal.signal(number, lambda *_: server.stop())
     watchdog.stop()
     service.guard(watchdog)
+    settle_memory()
     server.listen()
     logger.info(
         "ready: %s, loaded in %.0f ms, warm and proven in %.0f ms",

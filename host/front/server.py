@@ -28,6 +28,7 @@ from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
 from host.protocol.frames import ANSWER_MAX_BYTES
 from host.protocol.messages import Encoding
+from host.protocol.process import settle_memory
 
 logger = logging.getLogger("modelhost.front")
 
@@ -78,6 +79,7 @@ async def serve_front(options: FrontOptions) -> None:
     if options.fast_lane:
         http.fast_lane = lane
     sweep = asyncio.create_task(lane.sweep())
+    settle_memory()
     listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
     logger.info("listening on %s port %d", options.address, options.port)
 
