@@ -1,0 +1,41 @@
+"""A model that does not return: its stack is written down, and its process ends by SIGALRM."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BEGIN = "from models.watchdog import Watchdog\nwatchdog = Watchdog()\n"
+HANGS = {
+    "in Python": "while True: pass",
+    "in C, holding the interpreter's lock": "import ctypes; ctypes.PyDLL(None).pause()",
+    "in a loop in C": "import itertools; sum(itertools.repeat(0))",
+    "in a system call": "import time; time.sleep(1000)",
+    "in a thread that is waited for": "import threading; t = threading.Thread(target=threading.Event().wait); "
+    "t.start(); t.join()",
+}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + code], cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("where", HANGS)
+def test_hang_is_dumped_and_ended(where: str) -> None:
+    code = f"def predict():\n    {HANGS[where].replace('; ', chr(10) + '    ')}\nwatchdog.start(0.2)\npredict()\n"
+    ended = run(code)
+    assert ended.returncode == -signal.SIGALRM
+    assert "most recent call first" in ended.stderr
+    assert "in predict" in ended.stderr
+
+
+def test_model_that_returns_is_left_alone() -> None:
+    ended = run("for _ in range(3):\n    watchdog.start(0.05)\n    watchdog.stop()\nimport time; time.sleep(0.2)\n")
+    assert (ended.returncode, ended.stderr) == (0, "")
