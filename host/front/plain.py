@@ -49,7 +49,16 @@ _BEGINNING: Final = re.compile(
 )
 
 _NOT_PLAIN: Final = frozenset(
-    {"transfer-encoding", "expect", "upgrade", "content-encoding", "te", "trailer", "proxy-connection", "keep-alive"}
+    {
+        "transfer-encoding",
+        "expect",
+        "upgrade",
+        "content-encoding",
+        "te",  # codespell:ignore te
+        "trailer",
+        "proxy-connection",
+        "keep-alive",
+    }
 )
 
 
