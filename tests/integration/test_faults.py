@@ -1,0 +1,130 @@
+"""What a bad request or a bad moment may cost: itself, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clients import doubled, loaded, off_loop
+from hosts import HandHost, RunningHost, read_answer, until
+from packages import Gate, write_fragile, write_gated, write_package
+
+pytestmark = pytest.mark.integration
+
+MakeHost = Callable[..., RunningHost]
+MakeHandHost = Callable[..., HandHost]
+
+CRASHING = '''
+import ctypes
+
+class Model:
+    """Doubles; 13 is read as an address (segmentation fault), 14 waits in C with the interpreter's lock held."""
+
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        if 13 in inputs["x"]:
+            ctypes.string_at(13)
+        if 14 in inputs["x"]:
+            ctypes.PyDLL(None).pause()
+        return {"y": inputs["x"] * 2.0}
+'''
+
+
+def write_crashing(repository: Path, **limits: int) -> None:
+    write_package(
+        repository,
+        "crashing",
+        CRASHING,
+        inputs=[("x", "INT64", [-1, 1])],
+        outputs=[("y", "FP64", [-1, 1])],
+        limits=limits,
+    )
+
+
+async def test_a_poison_request_costs_two_workers_and_nobody_an_answer(repository: Path, make_host: MakeHost) -> None:
+    write_crashing(repository, timeout_ms=10_000)
+    host = make_host(repository, processes={"crashing": 3})
+    await asyncio.to_thread(host.start)
+    before = set(host.worker_pids("crashing").values())
+    async with asyncio.timeout(60), loaded(host, "crashing") as load:
+        await load.more(200)
+        answer = await asyncio.to_thread(host.infer, "crashing", doubled(13), X_Request_Id="the-poison")
+        await load.more(200)
+    assert answer.error == (502, "POISON_REQUEST")
+    assert load.failed == []
+    await off_loop(lambda: len(host.worker_pids("crashing")) == 3, "both are back")
+    assert len(before - set(host.worker_pids("crashing").values())) == 2
+    # The log says which request it was, and by what body it is known again.
+    assert re.search(r"ERROR front:0 request the-poison: .*2 workers died.*sha256 [0-9a-f]{64}", host.log("front:0"))
+
+
+def test_a_model_that_hangs_in_native_code_is_dumped_and_replaced(repository: Path, make_host: MakeHost) -> None:
+    write_crashing(repository, timeout_ms=1500, hang_s=1, max_batch_rows=1)
+    host = make_host(repository, processes={"crashing": 1})
+    host.start()
+    (pid,) = host.worker_pids("crashing").values()
+    joined, start = host.joined(), time.monotonic()
+    answer = host.infer("crashing", doubled(14))
+    assert answer.status in (503, 504)
+    assert time.monotonic() - start < 1.5 + 0.5
+    until(lambda: host.joined() > joined, "the worker is replaced", 10.0)
+    assert time.monotonic() - start < 1 + 2 + 1.0
+    assert host.worker_pids("crashing") != {0: pid}
+    log = host.log("crashing.v1:0")
+    assert "most recent call first" in log
+    assert re.search(r'model\.py", line \d+ in predict', log)
+    assert host.infer("crashing", doubled(15)).document["outputs"][0]["data"] == [30.0]
+
+
+async def test_a_stopped_worker_gets_nothing_new(repository: Path, make_hand_host: MakeHandHost) -> None:
+    write_fragile(repository)
+    host = make_hand_host(repository)
+    workers = [host.start_worker("fragile", slot) for slot in range(2)]
+    host.start_front()
+    await off_loop(lambda: host.joined() == 2, "two workers")
+    clients = 8
+    async with asyncio.timeout(60), loaded(host, "fragile", clients=clients) as load:
+        await load.more(200)
+        os.kill(workers[0].pid, signal.SIGSTOP)
+        try:
+            # Whoever was with it waits for its deadline, once; nobody follows.
+            while len(load.failed) == 0:
+                await load.more(50)
+            await load.more(1000)
+        finally:
+            os.kill(workers[0].pid, signal.SIGCONT)
+        await load.more(200)
+    assert len(load.failed) <= clients
+    assert all(failure.startswith("504 ") and "DEADLINE_EXCEEDED" in failure for failure in load.failed)
+
+
+def test_the_death_of_every_worker_is_a_503_with_retry_after(repository: Path, make_hand_host: MakeHandHost) -> None:
+    package = write_gated(repository, max_batch_rows=1, max_queue=64)
+    host = make_hand_host(repository)
+    for slot in range(2):
+        host.start_worker("gated", slot)
+    host.start_front()
+    until(lambda: host.joined() == 2, "two workers")
+    gate = Gate(package)
+    sent = [host.send("POST", "/v2/models/gated/infer", one(value)) for value in range(1, 5)]
+    running = {gate.entered().values[0] for _ in range(2)}
+    # Each worker runs one and has one waiting.
+    host.kill("gated.v1:0")
+    host.kill("gated.v1:1")
+    answers = [read_answer(connection) for connection in sent]
+    assert {answer.status for answer in answers} == {503}
+    assert len(running) == 2
+    assert all(answer.headers["retry-after"] for answer in answers)
+    gate.remove()
+
+
+def one(value: float) -> dict[str, object]:
+    return {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1, 1], "data": [value]}]}
