@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) tools/bootstrap.py
 DEV = .venv/dev/bin
 
-.PHONY: help run test lint types unit unit-pythons integration bench lock build clean python dev
+.PHONY: help run test lint types unit unit-pythons integration fuzz-lanes bench lock build clean python dev
 # With -j too: what fails is told apart, and the last line is that of the integration tests.
 .NOTPARALLEL:
 
@@ -38,6 +38,9 @@ unit-pythons: python ## unit tests on every other CPython 3.11 to 3.13 of this m
 
 integration: dev ## tests with real supervisord, fronts and workers
 	$(DEV)/pytest -m integration
+
+fuzz-lanes: dev ## a million generated requests against both lanes of the front
+	cd tests/integration && PYTHONPATH=. ../../$(DEV)/python lanes.py $(ARGS)
 
 bench: dev ## side by side with FastAPI in one run (needs wrk)
 	@$(BOOTSTRAP) env bench

@@ -94,7 +94,7 @@ def read_plain_head(head: bytes, catalog: Catalog, max_body_bytes: int) -> Plain
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     headers = reader.headers
-    if headers is None or not headers.keys().isdisjoint(_NOT_PLAIN):
+    if headers is None or "host" not in headers or not headers.keys().isdisjoint(_NOT_PLAIN):
         return None
     if headers.get("connection", "keep-alive").lower() != "keep-alive":
         return None

@@ -149,7 +149,8 @@ class _JsonErrors(RequestHandler):
     ) -> web.StreamResponse:
         """Answer 400 for a request that is not HTTP; what else comes here is a defect, and logged by aiohttp."""
         if status == 400:
-            text = " ".join((message or "bad request").split())[:200]
+            # Behind the first line aiohttp quotes what it has, which may be another request's body.
+            text = " ".join((message or "bad request").partition("\n")[0].split())[:200].rstrip(":")
             body = error_document(Malformed(f"not a valid HTTP request: {text}"), Encoding.JSON)
             headers = {"Content-Type": "application/json", "Server": SERVER_NAME}
             response = web.Response(body=body, status=400, headers=headers)

@@ -364,10 +364,10 @@ class HandHost(Host):
         arguments += ["--socket", str(self.run_dir.worker_socket(group, slot))]
         return self._spawn(f"{group}:{slot}", [str(python or sys.executable), *arguments])
 
-    def start_front(self, index: int = 0) -> subprocess.Popen[bytes]:
+    def start_front(self, index: int = 0, *flags: str, port: int | None = None) -> subprocess.Popen[bytes]:
         """Start one front, and do not wait for it."""
-        arguments = ["-P", "-m", "host.front", "--run-dir", str(self.run_dir.root)]
-        arguments += ["--port", str(self.port), "--index", str(index)]
+        arguments = ["-P", "-m", "host.front", "--run-dir", str(self.run_dir.root), *flags]
+        arguments += ["--port", str(port or self.port), "--index", str(index)]
         return self._spawn(f"front:{index}", [sys.executable, *arguments])
 
     def started(self, prefix: str) -> list[subprocess.Popen[bytes]]:
