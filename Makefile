@@ -42,9 +42,11 @@ integration: dev ## tests with real supervisord, fronts and workers
 fuzz-lanes: dev ## a million generated requests against both lanes of the front
 	cd tests/integration && PYTHONPATH=. ../../$(DEV)/python lanes.py $(ARGS)
 
-bench: dev ## side by side with FastAPI in one run (needs wrk)
-	@$(BOOTSTRAP) env bench
-	$(DEV)/python benchmarks/bench.py $(ARGS)
+bench: python ## side by side with other model servers in one run (needs wrk); ARGS="--help" says more
+	@for name in host models bench bench-fastapi bench-mosec bench-mlserver bench-litserve bench-bentoml bench-ray; do \
+		$(BOOTSTRAP) env $$name || exit; done
+	.venv/bench/bin/python -P models/bundled/train.py --repository model_repository
+	.venv/bench/bin/python benchmarks/bench.py $(ARGS)
 
 lock: python ## renew requirements/*.txt from setup.cfg
 	@$(BOOTSTRAP) lock

@@ -1,142 +1,275 @@
-"""Side by side in one run: the bundled LightGBM model in modelhost, and in process under FastAPI and uvicorn.
+"""Side by side in one run: modelhost and other servers, the same model, the same rows, the same loads.
 
-    make bench            # both servers start, take turns under wrk, and stop; a table is printed
+    make bench                                       # every server and scenario, some 15 minutes
+    make bench ARGS="--only modelhost mosec"         # some servers
+    make bench ARGS="--only rows64 --quick"          # a scenario, shortly
 
-Figures of different machines or runs do not compare: the machine may be shared. What compares is the ratio of two
-servers that took turns within one run, so that is what stands in the last column.
+Figures of different machines or runs do not compare: the machine may be shared. What compares is the ratio of servers
+that took turns within one run. Servers run one after the other (they would take each other's CPU), in rounds; the
+medians of the rounds are shown. wrk and what reads HTTP share one CPU, the model's process has the other, where a
+server lets itself be divided so; a server that gains by it may use both (its setting says so).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
-import os
-import platform
+import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-REPOSITORY = ROOT / "model_repository"
-PATH = "/v2/models/breast_cancer/infer"
-READY_S = 60.0
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import report
+from benchmarks.load import Measured, measure
+from benchmarks.report import Result
+from benchmarks.servers import (
+    MODEL_FILE,
+    ONNX_FILE,
+    REPOSITORY,
+    ROOT,
+    Server,
+    fastapi,
+    lightgbm_servers,
+    modelhost,
+    running,
+)
 
-@contextmanager
-def server(command: list[str], ready_url: str, environ: dict[str, str] | None = None) -> Iterator[None]:
-    """Run a server until the block ends."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **(environ or {})}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_until_ready(ready_url, process)
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+BINARY_ROWS, BINARY_COLUMNS = 64, 4096
+"""One MiB of FP32."""
 
+SUMS_TOML = """runtime = "python"
+[[inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4096]
+[[outputs]]
+name = "sum"
+datatype = "FP32"
+shape = [-1, 1]
+"""
+SUMS_CODE = """class Model:
+    def load(self, package):
+        pass
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Ask until the server answers 200, or is over."""
-    limit = time.monotonic() + READY_S
-    while time.monotonic() < limit and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise SystemExit(f"{url}: not ready (exit code {process.poll()})")
-
-
-def measure(port: int, connections: int, seconds: int, rows: Path, wrk_cpus: str | None) -> dict[str, Any]:
-    """One wrk run."""
-    pin = ["taskset", "-c", wrk_cpus] if wrk_cpus else []
-    command = [*pin, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(ROOT / "benchmarks" / "rows.lua")]
-    command += [f"http://127.0.0.1:{port}", "--", PATH, str(rows)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(json.loads(said.splitlines()[-1]))
+    def predict(self, inputs):
+        return {"sum": inputs["x"].sum(axis=1, keepdims=True)}
+"""
 
 
-def write_rows(path: Path) -> None:
-    """Every row of the data set as one request."""
-    from sklearn.datasets import load_breast_cancer
+@dataclass(frozen=True)
+class Scenario:
+    """What is asked of whom."""
 
-    with path.open("w") as file:
-        for row in load_breast_cancer().data.tolist():
-            tensor = {"name": "features", "shape": [1, 30], "datatype": "FP64", "data": row}
-            file.write(json.dumps({"inputs": [tensor]}) + "\n")
+    name: str
+    title: str
+    servers: Callable[[Path], list[Server]]
+    write: Callable[[Path], Path]
+    connections: tuple[int, ...]
+    content_type: str = "application/json"
 
 
-def row_of(name: str, connections: int, runs: list[dict[str, Any]], base_rate: float) -> str:
-    """A line of the table: medians over the rounds."""
-    rate = statistics.median(run["requests"] / run["seconds"] for run in runs)
-    p50 = statistics.median(run["p50_ms"] for run in runs)
-    p99 = statistics.median(run["p99_ms"] for run in runs)
-    errors = sum(run["errors"] for run in runs)
-    ratio = f"{rate / base_rate:.2f}x" if base_rate else "1x"
-    return f"| {connections} | {name} | {rate:,.0f}/s | {p50:.2f} ms | {p99:.2f} ms | {errors} | {ratio} |"
+def request_lines(name: str, datatype: str, rows: list[list[float]], rows_each: int) -> list[str]:
+    """Requests of so many rows each, all rows in turn."""
+    lines = []
+    for start in range(0, len(rows) - rows_each + 1, rows_each):
+        part = rows[start : start + rows_each]
+        data = [value for row in part for value in row]
+        tensor = {"name": name, "shape": [len(part), len(part[0])], "datatype": datatype, "data": data}
+        lines.append(json.dumps({"inputs": [tensor]}))
+    return lines
+
+
+def cancer_rows(rows_each: int) -> Callable[[Path], Path]:
+    """The data set of the LightGBM model."""
+
+    def write(directory: Path) -> Path:
+        from sklearn.datasets import load_breast_cancer
+
+        file = directory / "rows.jsonl"
+        file.write_text("\n".join(request_lines("features", "FP64", load_breast_cancer().data.tolist(), rows_each)))
+        return file
+
+    return write
+
+
+def digit_rows(directory: Path) -> Path:
+    """The data set of the ONNX model."""
+    from sklearn.datasets import load_digits
+
+    file = directory / "rows.jsonl"
+    file.write_text("\n".join(request_lines("image", "FP32", load_digits().data.tolist(), 1)))
+    return file
+
+
+def binary_body(directory: Path) -> Path:
+    """A JSON head and one MiB behind it, as tritonclient writes it."""
+    import numpy as np
+
+    raw = np.random.default_rng(0).random((BINARY_ROWS, BINARY_COLUMNS), dtype=np.float32).tobytes()
+    file = directory / "request.bin"
+    file.write_bytes(binary_head() + raw)
+    return file
+
+
+def binary_head() -> bytes:
+    """The JSON part."""
+    size = BINARY_ROWS * BINARY_COLUMNS * 4
+    tensor = {"name": "x", "shape": [BINARY_ROWS, BINARY_COLUMNS], "datatype": "FP32"}
+    return json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}).encode()
+
+
+def binary_servers(directory: Path) -> list[Server]:
+    """modelhost with a model of its own, and FastAPI."""
+    from dataclasses import replace
+
+    package = directory / "models" / "sums" / "1"
+    package.mkdir(parents=True)
+    (package / "model.toml").write_text(SUMS_TOML)
+    (package / "model.py").write_text(SUMS_CODE)
+    path, headers = "/v2/models/sums/infer", (f"Inference-Header-Content-Length: {len(binary_head())}",)
+    own = modelhost("sums", path, repository=directory / "models")
+    return [replace(own, headers=headers), replace(fastapi("fastapi_app:app", path, {}), headers=headers)]
+
+
+LOADS = (1, 8, 32, 128)
+CANCER = "/v2/models/breast_cancer/infer"
+DIGITS = "/v2/models/digits/infer"
+SCENARIOS = (
+    Scenario(
+        "lightgbm",
+        "LightGBM, 200 trees x 63 leaves, one row of 30 features, JSON",
+        lambda _: lightgbm_servers(),
+        cancer_rows(1),
+        LOADS,
+    ),
+    Scenario(
+        "fronts",
+        "The same, one front against two (the whole machine has two CPUs)",
+        lambda _: [modelhost("breast_cancer", CANCER), modelhost("breast_cancer", CANCER, fronts=2)],
+        cancer_rows(1),
+        (128,),
+    ),
+    Scenario(
+        "rows64",
+        "LightGBM, 64 rows a request",
+        lambda _: [modelhost("breast_cancer", CANCER), fastapi("fastapi_app:app", CANCER, MODEL_FILE)],
+        cancer_rows(64),
+        (1, 8, 32),
+    ),
+    Scenario(
+        "onnx",
+        "ONNX (digits), one image of 64 pixels, JSON",
+        lambda _: [modelhost("digits", DIGITS), fastapi("fastapi_app:app", DIGITS, ONNX_FILE)],
+        digit_rows,
+        (1, 32, 128),
+    ),
+    Scenario(
+        "binary",
+        "One MiB of FP32 as binary tensor data",
+        binary_servers,
+        binary_body,
+        (1, 8),
+        "application/octet-stream",
+    ),
+)
+
+
+def run_scenario(scenario: Scenario, options: argparse.Namespace, wanted: set[str]) -> list[Result]:
+    """Measure every wanted server of a scenario, in rounds."""
+    rounds: dict[tuple[str, int], list[Measured]] = {}
+    settings: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="mh-") as work:
+        bodies = scenario.write(Path(work))
+        first = bodies.read_bytes() if bodies.suffix == ".bin" else bodies.read_bytes().split(b"\n", 1)[0]
+        servers = [s for s in scenario.servers(Path(work)) if not wanted or peer_name(s.name) in wanted]
+        steps = len(servers) * options.rounds
+        for turn in range(options.rounds):
+            for position, server in enumerate(servers):
+                settings[server.name] = server.setting
+                progress(scenario.name, turn * len(servers) + position, steps, server.name)
+                with running(server, first, scenario.content_type) as started:
+                    measure(started, bodies, 32, min(2.0, options.seconds), scenario.content_type)
+                    for connections in options.connections or scenario.connections:
+                        figure = measure(started, bodies, connections, options.seconds, scenario.content_type)
+                        rounds.setdefault((server.name, connections), []).append(figure)
+        progress(scenario.name, steps, steps, "done")
+    return [
+        Result(scenario=scenario.title, server=name, setting=settings[name], connections=load, rounds=tuple(figures))
+        for (name, load), figures in rounds.items()
+    ]
+
+
+def peer_name(server: str) -> str:
+    """`mosec (64, 1 ms)` is wanted as `mosec`, `Ray Serve` as `ray`."""
+    return re.split(r"[ ,(]", server.lower())[0]
+
+
+def progress(scenario: str, done: int, steps: int, now: str) -> None:
+    """One line on stderr that is written over."""
+    filled = 30 * done // max(1, steps)
+    print(f"\r\033[K{scenario:9} [{'#' * filled}{'.' * (30 - filled)}] {done}/{steps} {now}", end="", file=sys.stderr)
+    if done == steps:
+        print(file=sys.stderr)
+
+
+def versions() -> dict[str, str]:
+    """What is compared, from each environment."""
+    found = {"lightgbm": importlib.metadata.version("lightgbm")}
+    for environment in sorted((ROOT / ".venv").glob("bench-*")):
+        peer = environment.name.removeprefix("bench-")
+        lock = (ROOT / "requirements" / f"{environment.name}.txt").read_text()
+        match = re.search(rf"^{peer}(?:\[.*\])?==(\S+)", lock, re.MULTILINE)
+        found[peer] = match[1] if match else "?"
+    return found
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure and report."""
+    names = [scenario.name for scenario in SCENARIOS]
+    peers = sorted({peer_name(server.name) for server in lightgbm_servers()})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 32], help="loads (default 1 32)")
-    parser.add_argument("--seconds", type=int, default=5, help="length of one measurement (default 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the servers take turns (default 3)")
-    parser.add_argument("--wrk-cpus", help="pin wrk to these CPUs (taskset -c)")
-    parser.add_argument("--json", type=Path, help="write the raw figures here")
+    parser.add_argument("--only", nargs="+", default=[], choices=[*names, *peers], metavar="NAME",
+                        help=f"scenarios ({', '.join(names)}), servers ({', '.join(peers)}); default all")  # fmt: skip
+    parser.add_argument("--connections", type=int, nargs="+", help="loads instead of the scenario's own")
+    parser.add_argument("--seconds", type=float, default=4, help="length of one measurement (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the servers take turns (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one round of one second: whether it works")
+    parser.add_argument("--out", type=Path, help="directory for results.md, results.json and results.png")
+    parser.add_argument("--json", action="store_true", help="print the raw figures instead of tables")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        raise SystemExit("wrk: not found (apt-get install wrk)")
-    bench = ROOT / ".venv" / "bench" / "bin"
-    modelhost = [str(ROOT / ".venv" / "bin" / "modelhost"), "up"]
-    raw: dict[str, Any] = {"machine": platform.platform(), "cpus": os.cpu_count(), "command": sys.argv, "runs": []}
-    with tempfile.TemporaryDirectory(prefix="mh-") as work:
-        rows = Path(work) / "rows.jsonl"
-        write_rows(rows)
-        peer = [str(bench / "uvicorn"), "fastapi_peer:app", "--app-dir", str(ROOT / "benchmarks"), "--port", "18091"]
-        peer += ["--log-level", "warning", "--no-access-log"]
-        (Path(work) / "deployment.toml").write_text('[[models]]\nname = "breast_cancer"\nprocesses = 1\n')
-        modelhost += ["--port", "18090", "--run-dir", f"{work}/run", "--repository", str(REPOSITORY)]
-        modelhost += ["--deployment", f"{work}/deployment.toml"]
-        modelhost += ["--model-python", str(ROOT / ".venv" / "model-env" / "bin" / "python")]
-        model_file = str(REPOSITORY / "breast_cancer" / "1" / "model.txt")
-        with (
-            server(modelhost, "http://127.0.0.1:18090/v2/health/ready"),
-            server(peer, "http://127.0.0.1:18091/openapi.json", {"MODEL_FILE": model_file}),
-        ):
-            ports = {"FastAPI + uvicorn, in process": 18091, "modelhost, one front, one worker": 18090}
-            for port in ports.values():
-                measure(port, 32, 2, rows, options.wrk_cpus)
-            for turn in range(options.rounds):
-                for connections in options.connections:
-                    for name, port in ports.items():
-                        run = measure(port, connections, options.seconds, rows, options.wrk_cpus)
-                        raw["runs"].append({"server": name, "connections": connections, "round": turn, **run})
-                        print(f"round {turn + 1}/{options.rounds}  {connections:4} connections  {name:34} "
-                              f"{run['requests'] / run['seconds']:9,.0f}/s", file=sys.stderr)  # fmt: skip
-    print("| connections | server | requests | p50 | p99 | errors | ratio |\n|---|---|---|---|---|---|---|")
-    for connections in options.connections:
-        base = 0.0
-        for name in ports:
-            runs = [run for run in raw["runs"] if run["server"] == name and run["connections"] == connections]
-            print(row_of(name, connections, runs, base))
-            base = base or statistics.median(run["requests"] / run["seconds"] for run in runs)
-    if options.json:
-        options.json.write_text(json.dumps(raw, indent=1) + "\n")
+    if options.quick:
+        options.rounds, options.seconds = 1, 1.0
+    for program in ("wrk", "taskset"):
+        if shutil.which(program) is None:
+            raise SystemExit(f"{program}: not found (apt-get install wrk util-linux)")
+    if not (REPOSITORY / "breast_cancer" / "1" / "model.txt").exists():
+        raise SystemExit("the bundled models are not trained yet: `make run` does it")
+    wanted = {name for name in options.only if name in peers}
+    scenarios = [s for s in SCENARIOS if s.name in options.only or not set(options.only) & set(names)]
+    if wanted and not set(options.only) & set(names):
+        scenarios = [scenario for scenario in scenarios if scenario.name == "lightgbm"]
+    try:
+        by_scenario = {scenario.title: run_scenario(scenario, options, wanted) for scenario in scenarios}
+    except (KeyboardInterrupt, subprocess.CalledProcessError) as error:
+        print(f"\n{error or 'interrupted'}: everything that was started has been ended", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    results = [result for part in by_scenario.values() for result in part]
+    raw = report.document(results, " ".join(["benchmarks/bench.py", *sys.argv[1:]]), versions())
+    tables = "\n".join(report.markdown(title, part) for title, part in by_scenario.items())
+    print(json.dumps(raw, indent=1) if options.json else tables)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(raw, indent=1) + "\n")
+        (options.out / "results.md").write_text(f"{tables}\n{report.settings(results)}")
+        first = next(iter(by_scenario.values()))
+        report.plot(first, options.out / "results.png")
     return 0
 
 

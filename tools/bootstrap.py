@@ -4,7 +4,7 @@
     python3 tools/bootstrap.py env host           # .venv            what modelhost needs, and modelhost itself
     python3 tools/bootstrap.py env models         # .venv/model-env  what the bundled models need, without modelhost
     python3 tools/bootstrap.py env dev            # .venv/dev        both, and the tools of the tests
-    python3 tools/bootstrap.py env bench          # .venv/bench      the peer in the benchmark
+    python3 tools/bootstrap.py env bench          # .venv/bench      the benchmarks' harness; bench-NAME: a peer
     python3 tools/bootstrap.py env 3.12           # .venv/py3.12     the environment `dev` of another Python
     python3 tools/bootstrap.py others pytest ...  # a command, in that environment of each other Python found
     python3 tools/bootstrap.py lock               # renew requirements/*.txt
@@ -60,6 +60,10 @@ ENVIRONMENTS = {
     "models": Contents("model-env", "bundled.txt", with_modelhost=False, with_lightgbm=True),
     "dev": Contents("dev", "dev.txt", with_modelhost=True, with_lightgbm=True),
     "bench": Contents("bench", "bench.txt", with_modelhost=False, with_lightgbm=True),
+    **{
+        f"bench-{peer}": Contents(f"bench-{peer}", f"bench-{peer}.txt", with_modelhost=False, with_lightgbm=True)
+        for peer in ("fastapi", "mosec", "mlserver", "litserve", "bentoml", "ray")
+    },
     "tools": Contents("tools", "bootstrap.txt", with_modelhost=False, with_lightgbm=False),
 }
 

@@ -187,7 +187,7 @@ def head_of(rnd: random.Random, length: int, headers: list[tuple[str, str]], str
     if strange:
         path = rnd.choice(PATHS)
         if rnd.random() < 0.1:
-            method = rnd.choice(("GET", "PUT", "post", "HEAD", "OPTIONS", "POST ", "P\x00ST", "BREW"))
+            method = rnd.choice(("GET", "PUT", "post", "OPTIONS", "POST ", "P\x00ST", "BREW"))
         if rnd.random() < 0.05:
             version = rnd.choice(("HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "HTTP/1.1 ", "http/1.1", "HTTP/9", ""))
         lines += rnd.sample(HEADERS, rnd.choice((0, 1, 1, 2, 3)))
@@ -300,16 +300,17 @@ def answers(data: bytes) -> list[Seen]:
         if not separator:
             return [*seen, ("cut", data)]
         first, *lines = head.decode("latin-1").split("\r\n")
+        if not first.startswith("HTTP/"):
+            return [*seen, ("unreadable", data)]
         status = int(first.split(" ")[1])
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         if status == 100:
             data = rest
             continue
-        size = 0 if status < 200 else int(headers["content-length"])
+        if "content-length" not in headers:
+            return [*seen, ("no length", data)]
+        size = int(headers["content-length"])
         body = rest[:size]
-        # The answer to HEAD has a length and no body; what follows then begins like an answer.
-        if body.startswith(b"HTTP/1.1 ") or len(body) < size:
-            size, body = 0, b""
         given = headers.get("x-request-id", "")
         kept = [headers.get(name) for name in _COMPARED]
         seen.append((status, body, given if given.startswith("given") else "", "retry-after" in headers, *kept))
@@ -320,17 +321,23 @@ def answers(data: bytes) -> list[Seen]:
 def same(fast: tuple[list[Seen], bool], other: tuple[list[Seen], bool]) -> bool:
     """Whether two lanes said the same.
 
-    aiohttp forgets the requests that it parsed out of a packet which is not HTTP further on, and answers 400 for all
-    of it: how many that are depends on the packets, and the fast lane has answered its own by then. So where both
-    end with the same 400 and close, one's answers before that may be the beginning of the other's.
+    aiohttp forgets the requests that it parsed out of a packet which is not HTTP further on (or goes on after
+    `Connection: close`), and answers 400 for all of it: how many that are depends on the packets, and the fast lane has
+    answered its own by then. So behind such a 400 one's answers may be the beginning of the other's.
     """
     if fast == other:
         return True
-    (mine, mine_closed), (theirs, theirs_closed) = fast, other
-    if not (mine and theirs and mine_closed and theirs_closed) or mine[-1] != theirs[-1] or mine[-1][0] != 400:
+    if not (fast[1] and other[1]):
         return False
-    common = min(len(mine), len(theirs)) - 1
+    mine, theirs = (answers[:-1] if _is_not_http(answers) else answers for answers in (fast[0], other[0]))
+    if len(mine) == len(fast[0]) and len(theirs) == len(other[0]):
+        return False
+    common = min(len(mine), len(theirs))
     return mine[:common] == theirs[:common]
+
+
+def _is_not_http(answers: list[Seen]) -> bool:
+    return bool(answers) and answers[-1][0] == 400 and b"not a valid HTTP request" in cast("bytes", answers[-1][1])
 
 
 def shown(lane: str, said: tuple[list[Seen], bool]) -> str:
