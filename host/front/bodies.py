@@ -92,6 +92,9 @@ async def read_body(
 async def _received(
     request: BaseRequest, max_bytes: int, budget: BodyBudget, owner: Hashable, deadline_ns: int
 ) -> bytes:
+    expect = request.headers.get("Expect")
+    if expect is not None and expect.lower() != "100-continue":
+        raise Malformed(f"Expect: expected 100-continue, received {expect[:40]!r}")
     content = request.content
     if content.is_eof() and content.exception() is None:
         # All of it came with the head, as bodies of a few kilobytes do.
@@ -100,7 +103,7 @@ async def _received(
             raise _too_large(max_bytes, f"{len(body)}")
         budget.take(len(body), owner)
         return body
-    if "Expect" in request.headers:
+    if expect is not None:
         await _continue(request)
     taken = 0
     parts: list[bytes] = []
@@ -147,9 +150,6 @@ def decompressed(body: bytes, coding: str, max_bytes: int) -> bytes:
 
 async def _continue(request: BaseRequest) -> None:
     """Answer `Expect: 100-continue`: the client waits for it before it sends the body."""
-    expect = request.headers["Expect"]
-    if expect.lower() != "100-continue":
-        raise Malformed(f"Expect: expected 100-continue, received {expect[:40]!r}")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     # These bytes are no part of the answer that follows.
     request.writer.output_size = 0

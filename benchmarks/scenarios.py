@@ -1,0 +1,314 @@
+"""What happens past the limits: overload, a noisy neighbour, workers that are killed. modelhost alone, one run.
+
+    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill
+
+Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
+neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.bench import cancer_rows
+from benchmarks.openloop import Outcome, generate, open_loop, post, quantile
+from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
+
+SLOW_TOML = """runtime = "python"
+[[inputs]]
+name = "x"
+datatype = "FP64"
+shape = [-1, 1]
+[[outputs]]
+name = "y"
+datatype = "FP64"
+shape = [-1, 1]
+"""
+SLOW_CODE = """import time
+
+class Model:
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        time.sleep(0.002 * len(inputs["x"]))
+        return {"y": inputs["x"]}
+"""
+SLOW_PATH, LIGHTGBM_PATH = "/v2/models/slow/infer", "/v2/models/breast_cancer/infer"
+SLOW_BODY = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,1],"data":[1.0]}]}'
+SLOW = post(SLOW_PATH, SLOW_BODY)
+SLOW_CAPACITY = 500.0
+DEADLINE_MS = 1000
+
+
+@contextmanager
+def host(models: str, workers: int = 1) -> Iterator[Running]:
+    """A host with these models, the generator on the front's CPU, the workers on the other."""
+    with tempfile.TemporaryDirectory(prefix="mh-") as directory:
+        repository = Path(directory)
+        shutil.copytree(REPOSITORY / "breast_cancer", repository / "breast_cancer")
+        package = repository / "slow" / "1"
+        package.mkdir(parents=True)
+        (package / "model.toml").write_text(SLOW_TOML)
+        (package / "model.py").write_text(SLOW_CODE)
+        first, path = (SLOW_BODY, SLOW_PATH) if models.startswith("slow") else (lightgbm_bodies()[0], LIGHTGBM_PATH)
+        with running(modelhost(models, path, repository=repository, workers=workers), first) as started:
+            for pid in started.pids():
+                if any(name in started.pids().get(pid, "") for name in ("host.front",)):
+                    os.sched_setaffinity(pid, {FRONT_CPU})
+            yield started
+
+
+def lightgbm_bodies() -> list[bytes]:
+    """The data set, a request a row."""
+    with tempfile.TemporaryDirectory() as directory:
+        return cancer_rows(1)(Path(directory)).read_bytes().split(b"\n")
+
+
+def lightgbm_requests() -> list[bytes]:
+    """The same as whole requests."""
+    return [post(LIGHTGBM_PATH, body) for body in lightgbm_bodies()]
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- overload -------------------------------------------------------------------------------------------------
+def overload(seconds: float) -> dict[str, Any]:
+    """From half to three times the capacity, then LightGBM at the highest rate that the generator reaches."""
+    found: dict[str, Any] = {}
+    with host("slow") as started:
+        open_loop(started.port, [SLOW], SLOW_CAPACITY, 3)
+        rows = []
+        for factor in (0.5, 1.0, 1.5, 2.0, 3.0):
+            before = started.rss_bytes("host.front")
+            outcome = open_loop(started.port, [SLOW], factor * SLOW_CAPACITY, seconds)
+            after = started.rss_bytes("host.front")
+            rows.append({"load": factor, **outcome.describe(), "front_rss_kib": [before >> 10, after >> 10]})
+            say(f"overload: slow, {factor:g}x: {rows[-1]}")
+        found["slow"] = rows
+    requests = lightgbm_requests()
+    with host("breast_cancer") as started:
+        open_loop(started.port, requests, 5000, 3)
+        rows = []
+        for rate in (5_000, 10_000, 15_000, 20_000, 25_000, 30_000):
+            before = started.rss_bytes("host.front")
+            outcome = open_loop(started.port, requests, rate, min(seconds, 5))
+            after = started.rss_bytes("host.front")
+            rows.append({"load": rate, **outcome.describe(), "front_rss_kib": [before >> 10, after >> 10]})
+            say(f"overload: LightGBM, {rate}/s: {rows[-1]}")
+        found["lightgbm"] = rows
+    return found
+
+
+def overload_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = ["## Overload (open loop)", ""]
+    for model, rows in found.items():
+        peak = max(row["goodput_per_s"] for row in rows)
+        lines += [
+            f"{model}: goodput at the highest load is {100 * rows[-1]['goodput_per_s'] / peak:.1f} % of its peak.",
+            "",
+            "| load | sent/s | 200/s | p50, p99 of 200 | 503, p50 | 504 | generator late, p99 | front RSS |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            statuses = row["statuses"]
+            rss = " -> ".join(f"{kib / 1024:.1f}" for kib in row["front_rss_kib"])
+            lines.append(
+                f"| {row['load']:g}{'x' if row['load'] < 100 else '/s'} | {row['sent_per_s']:,.0f} "
+                f"| {row['goodput_per_s']:,.0f} | {row['admitted_p50_ms']:.1f}, {row['admitted_p99_ms']:.1f} ms "
+                f"| {statuses.get('503', 0)}, {row['refused_p50_ms']:.1f} ms | {statuses.get('504', 0)} "
+                f"| {row['generator_late_p99_ms']:.1f} ms | {rss} MiB |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+# -- a noisy neighbour -------------------------------------------------------------------------------------------
+def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
+    """LightGBM at a third of its capacity, alone and beside a model that is flooded at three times its own."""
+    requests = lightgbm_requests()
+    found = []
+    with host("breast_cancer slow") as started:
+        capacity = max(open_loop(started.port, requests, rate, 2).goodput for rate in (5_000, 10_000, 15_000, 20_000))
+        rate = capacity / 3
+
+        async def both(flood: bool) -> tuple[Outcome, Outcome | None]:
+            mine = generate(started.port, requests, rate, seconds)
+            if not flood:
+                return await mine, None
+            other = generate(started.port, [SLOW], 3 * SLOW_CAPACITY, seconds)
+            measured, flooding = await asyncio.gather(mine, other)
+            return measured, flooding
+
+        for pair in range(pairs):
+            alone, _ = asyncio.run(both(flood=False))
+            beside, flooding = asyncio.run(both(flood=True))
+            alone_ms, beside_ms = quantile(alone.admitted_ms, 0.99), quantile(beside.admitted_ms, 0.99)
+            found.append(
+                {
+                    "alone_p99_ms": round(alone_ms, 2),
+                    "beside_p99_ms": round(beside_ms, 2),
+                    "ratio": round(beside_ms / alone_ms, 2),
+                    "errors": beside.sent - beside.statuses[200],
+                    "flood": flooding.describe() if flooding is not None else {},
+                }
+            )
+            say(f"noisy: pair {pair + 1} of {pairs}: {found[-1]}")
+    return {
+        "rate_per_s": round(rate),
+        "pairs": found,
+        "median_ratio": statistics.median(pair["ratio"] for pair in found),
+        "errors": sum(pair["errors"] for pair in found),
+    }
+
+
+def noisy_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## A noisy neighbour",
+        "",
+        f"LightGBM at {found['rate_per_s']:,}/s (a third of its capacity), alone and while `slow` is flooded at three",
+        f"times its capacity through the same front. Median ratio of p99: **{found['median_ratio']:.2f}**, "
+        f"errors: {found['errors']}.",
+        "",
+        "| pair | p99 alone | p99 beside | ratio |",
+        "|---|---|---|---|",
+    ]
+    for number, pair in enumerate(found["pairs"], 1):
+        lines.append(f"| {number} | {pair['alone_p99_ms']} ms | {pair['beside_p99_ms']} ms | {pair['ratio']} |")
+    return "\n".join([*lines, ""])
+
+
+# -- killing ----------------------------------------------------------------------------------------------------
+def workers_of(started: Running) -> dict[int, int]:
+    """Slot to pid."""
+    found = {}
+    for pid, command in started.pids().items():
+        match = re.search(r"by_path\.py .*--slot (\d+)", command)
+        if match:
+            found[int(match[1])] = pid
+    return found
+
+
+async def closed_loop(port: int, requests: list[bytes], stop: asyncio.Event, seen: list[tuple[float, int]]) -> None:
+    """One connection that asks without a pause and notes when it got what."""
+    turn = 0
+    while not stop.is_set():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            while not stop.is_set():
+                turn += 1
+                writer.write(requests[turn % len(requests)])
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                status = int(head[9:12])
+                if status == 503 and b"Retry-After" not in head:
+                    status = -503
+                seen.append((time.monotonic(), status))
+                if status != 200:
+                    await asyncio.sleep(0.01)
+        except (OSError, asyncio.IncompleteReadError):
+            seen.append((time.monotonic(), 0))
+        finally:
+            writer.close()
+
+
+async def under_load(started: Running, requests: list[bytes], kills: int, every_s: float) -> dict[str, Any]:
+    """Kill workers in turn, every so many seconds, under 16 connections."""
+    stop = asyncio.Event()
+    seen: list[tuple[float, int]] = []
+    clients = [asyncio.create_task(closed_loop(started.port, requests, stop, seen)) for _ in range(16)]
+    await asyncio.sleep(1)
+    recoveries = []
+    for number in range(kills):
+        workers = workers_of(started)
+        slot = number % max(1, len(workers))
+        killed_s = time.monotonic()
+        os.kill(workers.get(slot, next(iter(workers.values()))), signal.SIGKILL)
+        await asyncio.sleep(every_s)
+        failed = [at for at, status in seen if at > killed_s and status != 200]
+        back = next((at for at, status in seen if failed and at > failed[-1] and status == 200), None)
+        if failed:
+            recoveries.append(round((back or time.monotonic()) - killed_s, 2))
+        say(f"kill: {number + 1} of {kills}: {len(seen):,} answers, {len(failed)} not 200 since")
+    stop.set()
+    await asyncio.gather(*clients)
+    statuses: dict[str, int] = {}
+    for _, status in seen:
+        statuses[str(status)] = statuses.get(str(status), 0) + 1
+    return {"kills": kills, "statuses": statuses, "seconds_to_the_next_200": recoveries}
+
+
+def kill(seconds: float) -> dict[str, Any]:
+    """One of two workers every 3 s for a minute, then the only one."""
+    requests = lightgbm_requests()
+    found = {}
+    for workers, kills, every_s in ((2, max(2, int(seconds * 2)), 3.0), (1, 3, 8.0)):
+        with host("breast_cancer", workers) as started:
+            found[f"{workers} workers"] = asyncio.run(under_load(started, requests, kills, every_s))
+    return found
+
+
+def kill_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## Killed workers (kill -9 under 16 connections)",
+        "",
+        "| workers | kills | answers by status | s until the next 200 |",
+        "|---|---|---|---|",
+    ]
+    for name, figures in found.items():
+        recoveries = ", ".join(map(str, figures["seconds_to_the_next_200"])) or "never without"
+        lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {recoveries} |")
+    return "\n".join([*lines, ""])
+
+
+SCENARIOS = {"overload": (overload, overload_table), "noisy": (noisy, noisy_table), "kill": (kill, kill_table)}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default all")
+    parser.add_argument("--seconds", type=float, default=10, help="length of one measurement (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="directory for scenarios.md and scenarios.json")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    try:
+        for name in options.only:
+            found[name] = SCENARIOS[name][0](options.seconds)
+    except KeyboardInterrupt:
+        say("interrupted: everything that was started has been ended")
+        return 130
+    tables = "\n".join(SCENARIOS[name][1](figures) for name, figures in found.items())
+    print(tables)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "scenarios.md").write_text(tables)
+        (options.out / "scenarios.json").write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
