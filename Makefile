@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) tools/bootstrap.py
 DEV = .venv/dev/bin
 
-.PHONY: help run test lint types unit unit-pythons integration fuzz-lanes bench lock build clean python dev
+.PHONY: help run test lint types unit unit-pythons integration fuzz-lanes scenarios bench lock build clean python dev
 # With -j too: what fails is told apart, and the last line is that of the integration tests.
 .NOTPARALLEL:
 
@@ -41,6 +41,11 @@ integration: dev ## tests with real supervisord, fronts and workers
 
 fuzz-lanes: dev ## a million generated requests against both lanes of the front
 	cd tests/integration && PYTHONPATH=. ../../$(DEV)/python lanes.py $(ARGS)
+
+scenarios: python ## overload, a noisy neighbour, killed workers: modelhost past its limits
+	@for name in host models bench; do $(BOOTSTRAP) env $$name || exit; done
+	.venv/bench/bin/python -P models/bundled/train.py --repository model_repository
+	.venv/bench/bin/python benchmarks/scenarios.py $(ARGS)
 
 bench: python ## side by side with other model servers in one run (needs wrk); ARGS="--help" says more
 	@for name in host models bench bench-fastapi bench-mosec bench-mlserver bench-litserve bench-bentoml bench-ray; do \

@@ -6,11 +6,12 @@ import email.utils
 import http
 import time
 import zlib
+from functools import lru_cache
 from typing import Final
 
 from host.front.documents import SERVER_NAME
 from host.front.headers import INFERENCE_HEADER, REQUEST_ID, answer_compression
-from host.protocol.documents import CONTENT_TYPES, error_document
+from host.protocol.documents import CONTENT_TYPES, error_body
 from host.protocol.errors import Overloaded, RequestError, http_status
 from host.protocol.messages import NO_JSON_HEADER, Encoding, ResponseHead
 
@@ -40,6 +41,12 @@ def compress(body: bytes, coding: str) -> bytes:
     return zlib.compress(body, level=1, wbits=_WINDOW_BITS[coding])
 
 
+@lru_cache(maxsize=256)
+def _refusal_body(text: str, code: str, encoding: Encoding) -> bytes:
+    """An error's document. Under overload the same few are said again and again."""
+    return error_body(text, code, encoding)
+
+
 class Responses:
     """Writes whole answers for the fast lane. The date is looked up once a second."""
 
@@ -64,7 +71,7 @@ class Responses:
         extra = "Connection: close\r\n" if last else ""
         if isinstance(error, Overloaded):
             extra += f"Retry-After: {error.retry_after_s}\r\n"
-        body = error_document(error, encoding)
+        body = _refusal_body(str(error), error.code, encoding)
         return self._write(http_status(error), CONTENT_TYPES[encoding], request_id, extra, body)
 
     def _write(self, status: int, content_type: str, request_id: str, extra: str, body: bytes) -> bytes:

@@ -61,6 +61,11 @@ def decode_document(body: bytes, encoding: Encoding) -> Any:
 
 def error_document(error: RequestError, encoding: Encoding) -> bytes:
     """The answer's body for an error: `{"error": ..., "code": ...}`."""
+    return error_body(str(error), error.code, encoding)
+
+
+def error_body(text: str, code: str, encoding: Encoding) -> bytes:
+    """The same, of an error's parts."""
     # A message quotes what came, and an unpaired surrogate (`\ud800` in JSON, a path that is not UTF-8) is no text.
-    text = str(error).encode("utf-8", "backslashreplace").decode()
-    return encode_document({"error": text, "code": error.code}, encoding)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return encode_document({"error": text, "code": code}, encoding)
