@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,7 @@ SLOW_PATH, LIGHTGBM_PATH = "/v2/models/slow/infer", "/v2/models/breast_cancer/in
 SLOW_BODY = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,1],"data":[1.0]}]}'
 SLOW = post(SLOW_PATH, SLOW_BODY)
 SLOW_CAPACITY = 500.0
+ROUNDS = 3
 DEADLINE_MS = 1000
 
 
@@ -106,17 +109,24 @@ def overload(seconds: float) -> dict[str, Any]:
             say(f"overload: slow, {factor:g}x: {rows[-1]}")
         found["slow"] = rows
     requests = lightgbm_requests()
+    rates = (10_000, 20_000, 25_000, 27_500, 30_000, 33_000)
+    rounds: dict[int, list[dict[str, Any]]] = {rate: [] for rate in rates}
     with host("breast_cancer") as started:
         open_loop(started.port, requests, 5000, 3)
-        rows = []
-        for rate in (5_000, 10_000, 15_000, 20_000, 25_000, 30_000):
+        # The generator takes most of a CPU here, and from whom varies: rates take turns, and the median counts.
+        for _, rate in itertools.product(range(ROUNDS), rates):
             before = started.rss_bytes("host.front")
             outcome = open_loop(started.port, requests, rate, min(seconds, 5))
             after = started.rss_bytes("host.front")
-            rows.append({"load": rate, **outcome.describe(), "front_rss_kib": [before >> 10, after >> 10]})
-            say(f"overload: LightGBM, {rate}/s: {rows[-1]}")
-        found["lightgbm"] = rows
+            row = {"load": rate, **outcome.describe(), "front_rss_kib": [before >> 10, after >> 10]}
+            rounds[rate].append(row)
+            say(f"overload: LightGBM, {rate}/s: {row}")
+    found["lightgbm"] = [sorted(rows, key=_goodput)[ROUNDS // 2] for rows in rounds.values()]
     return found
+
+
+def _goodput(row: dict[str, Any]) -> float:
+    return float(row["goodput_per_s"])
 
 
 def overload_table(found: dict[str, Any]) -> str:
@@ -210,7 +220,9 @@ def workers_of(started: Running) -> dict[int, int]:
     return found
 
 
-async def closed_loop(port: int, requests: list[bytes], stop: asyncio.Event, seen: list[tuple[float, int]]) -> None:
+async def closed_loop(
+    port: int, requests: list[bytes], stop: asyncio.Event, seen: list[tuple[float, int]], errors: Counter[str]
+) -> None:
     """One connection that asks without a pause and notes when it got what."""
     turn = 0
     while not stop.is_set():
@@ -221,14 +233,16 @@ async def closed_loop(port: int, requests: list[bytes], stop: asyncio.Event, see
                 writer.write(requests[turn % len(requests)])
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"Content-Length: (\d+)", head)
-                await reader.readexactly(int(length[1]) if length else 0)
+                body = await reader.readexactly(int(length[1]) if length else 0)
                 status = int(head[9:12])
                 if status == 503 and b"Retry-After" not in head:
                     status = -503
                 seen.append((time.monotonic(), status))
                 if status != 200:
+                    errors[json.loads(body)["code"]] += 1
                     await asyncio.sleep(0.01)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError) as error:
+            errors[repr(error)] += 1
             seen.append((time.monotonic(), 0))
         finally:
             writer.close()
@@ -238,14 +252,16 @@ async def under_load(started: Running, requests: list[bytes], kills: int, every_
     """Kill workers in turn, every so many seconds, under 16 connections."""
     stop = asyncio.Event()
     seen: list[tuple[float, int]] = []
-    clients = [asyncio.create_task(closed_loop(started.port, requests, stop, seen)) for _ in range(16)]
+    errors: Counter[str] = Counter()
+    clients = [asyncio.create_task(closed_loop(started.port, requests, stop, seen, errors)) for _ in range(16)]
     await asyncio.sleep(1)
     recoveries = []
     for number in range(kills):
-        workers = workers_of(started)
-        slot = number % max(1, len(workers))
+        workers = sorted(workers_of(started).items())
+        if not workers:
+            raise SystemExit(f"kill: no worker {every_s:g} s after kill {number}")
         killed_s = time.monotonic()
-        os.kill(workers.get(slot, next(iter(workers.values()))), signal.SIGKILL)
+        os.kill(workers[number % len(workers)][1], signal.SIGKILL)
         await asyncio.sleep(every_s)
         failed = [at for at, status in seen if at > killed_s and status != 200]
         back = next((at for at, status in seen if failed and at > failed[-1] and status == 200), None)
@@ -257,7 +273,7 @@ async def under_load(started: Running, requests: list[bytes], kills: int, every_
     statuses: dict[str, int] = {}
     for _, status in seen:
         statuses[str(status)] = statuses.get(str(status), 0) + 1
-    return {"kills": kills, "statuses": statuses, "seconds_to_the_next_200": recoveries}
+    return {"kills": kills, "statuses": statuses, "errors": dict(errors), "seconds_to_the_next_200": recoveries}
 
 
 def kill(seconds: float) -> dict[str, Any]:
@@ -275,12 +291,12 @@ def kill_table(found: dict[str, Any]) -> str:
     lines = [
         "## Killed workers (kill -9 under 16 connections)",
         "",
-        "| workers | kills | answers by status | s until the next 200 |",
-        "|---|---|---|---|",
+        "| workers | kills | answers by status | errors | s until the next 200 |",
+        "|---|---|---|---|---|",
     ]
     for name, figures in found.items():
         recoveries = ", ".join(map(str, figures["seconds_to_the_next_200"])) or "never without"
-        lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {recoveries} |")
+        lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {figures['errors']} | {recoveries} |")
     return "\n".join([*lines, ""])
 
 

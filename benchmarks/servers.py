@@ -42,6 +42,8 @@ class Server:
     pins: tuple[tuple[str, int], ...] = ()
     """Part of a command line to CPU; processes that match none run on both."""
     headers: tuple[str, ...] = ()
+    announces: bytes = b""
+    """What it prints once it has started, where answering a first request is not the end of that."""
 
 
 def peer_python(peer: str) -> str:
@@ -136,9 +138,9 @@ def running(server: Server, request: bytes, content_type: str = "application/jso
         try:
             try:
                 _wait_until_ready(started, request, content_type)
+                _wait_until_said(log.fileno(), server.announces)
             except TimeoutError:
-                log.seek(0)
-                said = log.read().decode(errors="replace")[-2000:]
+                said = _said(log.fileno()).decode(errors="replace")[-2000:]
                 raise SystemExit(f"{server.name}: not ready (exit code {process.poll()})\n{said}") from None
             started.pin()
             yield started
@@ -158,6 +160,19 @@ def _wait_until_ready(started: Running, request: bytes, content_type: str) -> No
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise TimeoutError
+
+
+def _said(log: int) -> bytes:
+    """What a server has printed so far; the descriptor is the server's too, so its place in the file stays."""
+    return os.pread(log, 1 << 20, 0)
+
+
+def _wait_until_said(log: int, text: bytes) -> None:
+    limit = time.monotonic() + READY_S
+    while text not in _said(log):
+        if time.monotonic() > limit:
+            raise TimeoutError
+        time.sleep(0.1)
 
 
 def _end(started: Running) -> None:
@@ -196,6 +211,7 @@ def modelhost(models: str, path: str, *, fronts: int = 1, repository: Path = REP
         command=command,
         path=path,
         pins=(("host.front", FRONT_CPU), ("by_path.py", WORKER_CPU)) if fronts == 1 else (),
+        announces=b"\nready: ",
     )
 
 

@@ -15,16 +15,23 @@ _ANSWER_MAX_BYTES: Final = 1 << 20
 """Control asks for nothing yet, so nothing large can come."""
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
 class WorkerProbe:
     """Keeps the readiness of every worker, by program name, and never polls. Implements `LinkOwner`."""
 
-    def __init__(self, sockets: Path, changed: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self,
+        sockets: Path,
+        changed: Callable[[], None] = _nothing,
+        died: Callable[[str, int], None] = _nothing,
+    ) -> None:
+        """`changed`: called after every change; `died`: with the program and pid of a worker that said no goodbye."""
         self._directory = LinkDirectory(sockets, self, _ANSWER_MAX_BYTES)
         self._changed = changed
+        self._died = died
         self._by_link: dict[int, tuple[str, int]] = {}
         self.readiness: dict[str, Readiness] = {}
 
@@ -45,7 +52,10 @@ class WorkerProbe:
 
     def lost(self, link: Link) -> None:
         """A worker is gone."""
+        program, pid = self._by_link.get(link.identity, ("", 0))
         self._gone(link)
+        if program:
+            self._died(program, pid)
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
         """Drop an answer: nothing was asked."""

@@ -21,6 +21,7 @@ from host.control.compare import compare
 from host.control.events import DONE, READY, EventDecoder, Histories
 from host.control.probe import WorkerProbe
 from host.control.status import HostStatus
+from host.control.wake import wake_supervisor
 from host.protocol.errors import HostError
 from host.supervisor import AsyncSupervisorClient
 
@@ -46,14 +47,20 @@ class Control:
     def __init__(self, run_dir: RunDirectory) -> None:
         self._run_dir = run_dir
         self._supervisor = AsyncSupervisorClient(run_dir.supervisor_socket)
-        self.probe = WorkerProbe(run_dir.sockets)
+        self.probe = WorkerProbe(run_dir.sockets, died=self._worker_died)
         self.histories = Histories()
+        self._waking: set[asyncio.Task[None]] = set()
 
     async def status(self) -> HostStatus:
         """Compare. Raises `HostError` if supervisord does not answer, `ConfigError` without a deployment."""
         deployment = read_deployment(self._run_dir.deployment)
         processes = await self._supervisor.processes()
         return compare(deployment, processes, self.probe.readiness, self.histories.view(), time.time())
+
+    def _worker_died(self, program: str, pid: int) -> None:
+        task = asyncio.create_task(wake_supervisor(self._supervisor, program, pid))
+        self._waking.add(task)
+        task.add_done_callback(self._waking.discard)
 
     async def listen_to_events(self) -> None:
         """Take supervisord's events from standard input, until it closes it. Raises `EventProtocolError`."""

@@ -70,7 +70,8 @@ class Watched:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._changed = asyncio.Event()
-        self.probe = WorkerProbe(directory, self._changed.set)
+        self.died: list[tuple[str, int]] = []
+        self.probe = WorkerProbe(directory, self._changed.set, lambda program, pid: self.died.append((program, pid)))
 
     async def until(self, program: str, ready: bool, pid: int = 0) -> None:
         async with asyncio.timeout(5):
@@ -97,6 +98,7 @@ async def test_a_hello_is_ready_and_its_end_is_not(watched: Watched) -> None:
     await worker.die()
     await watched.until("a.v1:0", False)
     assert watched.probe.readiness["a.v1:0"].since >= before
+    assert watched.died == [("a.v1:0", 5)]
 
 
 async def test_goodbye_is_not_ready_and_the_connection_is_closed(watched: Watched) -> None:
@@ -109,6 +111,7 @@ async def test_goodbye_is_not_ready_and_the_connection_is_closed(watched: Watche
     async with asyncio.timeout(5):
         await worker.closed.wait()
     await worker.die()
+    assert watched.died == []
 
 
 async def test_the_next_process_of_a_slot_stays_ready_when_the_last_one_ends(watched: Watched) -> None:
