@@ -210,7 +210,7 @@ def modelhost(models: str, path: str, *, fronts: int = 1, repository: Path = REP
         setting=f"as shipped: {fronts} front, {workers} worker",
         command=command,
         path=path,
-        pins=(("host.front", FRONT_CPU), ("by_path.py", WORKER_CPU)) if fronts == 1 else (),
+        pins=(("host.front", FRONT_CPU), ("by_path.py", WORKER_CPU)),
         announces=b"\nready: ",
     )
 

@@ -34,6 +34,11 @@ START_RETRIES: Final = 20
 EVENT_BUFFER: Final = 4096
 """State changes kept while control restarts; at a start every slot has two of them."""
 
+HEAP_KEPT_BYTES: Final = 32 * 1024 * 1024
+"""What glibc keeps of freed memory instead of giving it back: a process that handles bodies of a megabyte would
+otherwise fault in the same pages for every request, which costs more than reading them (docs/adr/0009). 32 MiB is
+also the most that glibc takes as its threshold of single mappings (mallopt(3), M_MMAP_THRESHOLD)."""
+
 _NOTHING: Final = "%(here).0s"
 _FILES_MIN: Final = 1024
 _FILES_SPARE: Final = 256
@@ -159,6 +164,7 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
             ("process_name", "%(process_num)d"),
             ("numprocs", model.processes),
             ("directory", "/"),
+            _heap(),
             *_life(WORKER_PRIORITY, WORKER_START_S, settings.drain_s),
             *_log(f"{group}:%%(process_num)d"),
         ),
@@ -203,6 +209,7 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
             ("command", f"{command} --index %(process_num)d"),
             ("process_name", "%(process_num)d"),
             ("numprocs", settings.fronts),
+            _heap(),
             ("directory", literal(str(programs.code_root))),
             *_life(FRONT_PRIORITY, 1, settings.drain_s),
             *_log("front:%%(process_num)d"),
@@ -213,6 +220,11 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
 def _host_command(settings: HostSettings, programs: Programs, module: str, *options: str | int) -> str:
     """Run one of the host's own modules. `-m` finds it in the program's directory, which is the code root."""
     return _words(programs.host_python, "-u", "-m", module, "--run-dir", settings.run_dir, *options)
+
+
+def _heap() -> tuple[str, object]:
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    return "environment", ",".join(f'{name}="{HEAP_KEPT_BYTES}"' for name in names)
 
 
 def _life(priority: int, start_s: int, drain_s: float) -> tuple[tuple[str, object], ...]:

@@ -31,12 +31,12 @@ _DECODERS: Final = {
 
 def body_timeout_ns(body: bytes, encoding: Encoding, json_bytes: int) -> int | None:
     """`parameters.timeout` of an inference request; None if it has none, or is for the worker to refuse."""
-    if _MARK not in body:
+    has_json_head = json_bytes != NO_JSON_HEADER
+    document_bytes = min(json_bytes, len(body)) if has_json_head else len(body)
+    if document_bytes > READ_MAX_BYTES or body.find(_MARK, 0, document_bytes) < 0:
         return None
-    if json_bytes != NO_JSON_HEADER:
-        body, encoding = body[:json_bytes], Encoding.JSON
-    if len(body) > READ_MAX_BYTES:
-        return None
+    if has_json_head:
+        body, encoding = body[:document_bytes], Encoding.JSON
     try:
         parameters = _DECODERS[encoding](body).parameters
     except (msgspec.MsgspecError, ValueError):

@@ -81,6 +81,28 @@ def encode_frame(kind: int, head: bytes, body: bytes = b"") -> bytes:
     return PREFIX.pack(MAGIC, VERSION, kind, len(head), len(body)) + head + body
 
 
+class _Unfinished:
+    """A frame whose body is still arriving. Its parts are joined once, when all are there."""
+
+    __slots__ = ("head", "kind", "missing_bytes", "parts", "size_bytes")
+
+    def __init__(self, kind: int, head: bytes, first: bytes, body_bytes: int) -> None:
+        self.kind = kind
+        self.head = head
+        self.parts = [first]
+        self.size_bytes = PREFIX_BYTES + len(head) + body_bytes
+        self.missing_bytes = body_bytes - len(first)
+
+    def add(self, part: bytes) -> None:
+        """Take the next part of the body."""
+        self.parts.append(part)
+        self.missing_bytes -= len(part)
+
+    def frame(self) -> Frame:
+        """The whole frame."""
+        return Frame(self.kind, self.head, b"".join(self.parts))
+
+
 class FrameDecoder:
     """Cuts a stream of bytes into frames.
 
@@ -89,21 +111,26 @@ class FrameDecoder:
 
     def __init__(self, body_max_bytes: int) -> None:
         self._body_max_bytes = body_max_bytes
-        self._pending = bytearray()
-        self._need_bytes = PREFIX_BYTES
+        self._start = b""
+        """The beginning of a frame whose head is not whole."""
+        self._unfinished: _Unfinished | None = None
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take what arrived; return the frames that are now whole, in order."""
-        pending = self._pending
-        if pending:
-            pending += data
-            if len(pending) < self._need_bytes:
-                return []
-            # Copied once here: slices of `bytes` below are what the frames keep.
-            data = bytes(pending)
-            pending.clear()
         frames: list[Frame] = []
         offset = 0
+        unfinished = self._unfinished
+        if unfinished is not None:
+            if len(data) < unfinished.missing_bytes:
+                unfinished.add(data)
+                return frames
+            offset = unfinished.missing_bytes
+            unfinished.add(data[:offset])
+            frames.append(unfinished.frame())
+            self._unfinished = None
+        elif self._start:
+            data = self._start + data
+            self._start = b""
         available = len(data)
         while available - offset >= PREFIX_BYTES:
             magic, version, kind, head_bytes, body_bytes = PREFIX.unpack_from(data, offset)
@@ -111,32 +138,39 @@ class FrameDecoder:
                 raise _bad_prefix(magic, version, kind, head_bytes)
             if body_bytes > self._body_max_bytes:
                 raise FrameTooLarge(f"frame body: limit {self._body_max_bytes} bytes, declared {body_bytes}")
-            head_start = offset + PREFIX_BYTES
-            body_start = head_start + head_bytes
+            body_start = offset + PREFIX_BYTES + head_bytes
             end = body_start + body_bytes
+            if body_start > available:
+                break
+            head = data[offset + PREFIX_BYTES : body_start]
             if end > available:
-                self._need_bytes = end - offset
-                pending += data[offset:]
+                self._unfinished = _Unfinished(kind, head, data[body_start:], body_bytes)
                 return frames
-            frames.append(Frame(kind, data[head_start:body_start], data[body_start:end]))
+            frames.append(Frame(kind, head, data[body_start:end]))
             offset = end
-        self._need_bytes = PREFIX_BYTES
         if offset < available:
-            pending += data[offset:]
+            self._start = data[offset:]
         return frames
 
     def eof(self) -> None:
         """Tell that the peer closed. Raises `TruncatedFrame` unless it was between two frames."""
-        if self._pending:
+        expected = PREFIX_BYTES
+        if self._unfinished is not None:
+            expected = self._unfinished.size_bytes
+        elif len(self._start) >= PREFIX_BYTES:
+            expected += PREFIX.unpack_from(self._start)[3]
+        if self.buffered_bytes:
             raise TruncatedFrame(
-                f"connection closed in the middle of a frame: expected at least {self._need_bytes} bytes, "
-                f"received {len(self._pending)}"
+                f"connection closed in the middle of a frame: expected at least {expected} bytes, "
+                f"received {self.buffered_bytes}"
             )
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of an unfinished frame."""
-        return len(self._pending)
+        if self._unfinished is not None:
+            return self._unfinished.size_bytes - self._unfinished.missing_bytes
+        return len(self._start)
 
 
 def _bad_prefix(magic: bytes, version: int, kind: int, head_bytes: int) -> FrameError:

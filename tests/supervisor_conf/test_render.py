@@ -17,7 +17,7 @@ from host.config.deployment import DeployedModel, Deployment
 from host.config.settings import HostSettings, resolve_settings
 from host.protocol.messages import Limits
 from host.protocol.types import Signature, TensorSpec
-from supervisor_conf.render import Programs, argument, literal, open_files, render, stop_wait_s
+from supervisor_conf.render import HEAP_KEPT_BYTES, Programs, argument, literal, open_files, render, stop_wait_s
 
 SPEC = TensorSpec("x", "FP64", (-1, 1))
 PROGRAMS = Programs(
@@ -128,6 +128,9 @@ def test_the_life_of_the_processes(rendered: tuple[Path, Any]) -> None:
     assert front.stdout_logfile == f"{run_dir}/logs/front:0.log"
     assert control.stderr_logfile == f"{run_dir}/logs/control.log"
     assert (worker.directory, front.directory) == ("/", "/code")
+    kept = {name: str(HEAP_KEPT_BYTES) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
+    assert kept.items() <= worker.environment.items()
+    assert kept.items() <= front.environment.items()
 
 
 def test_supervisord_itself(rendered: tuple[Path, Any]) -> None:

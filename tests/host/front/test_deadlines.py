@@ -32,6 +32,9 @@ def test_msgpack() -> None:
 def test_binary_data_behind_the_document_is_not_read() -> None:
     data = body(timeout=7)
     assert read(data + b"\xfftimeout", json_bytes=len(data)) == 7000
+    data = body()
+    assert read(data + b"timeout", json_bytes=len(data)) is None
+    assert read(body(timeout=7), json_bytes=len(body(timeout=7)) + 1) == 7000
 
 
 @pytest.mark.parametrize(
