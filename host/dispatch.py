@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -71,27 +71,27 @@ class Pending(msgspec.Struct, eq=False, kw_only=True):
     """Where it is in flight; None while it is queued."""
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Write the request to the worker."""
 
     worker: int
     pending: Pending
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """Give the worker's answer to the client; the shell has its head and body at hand."""
 
     pending: Pending
 
 
-class Refuse(NamedTuple):
+class Refuse(msgspec.Struct, frozen=True):
     """Give the client an error."""
 
     pending: Pending
     error: RequestError
 
 
-class CloseWorker(NamedTuple):
+class CloseWorker(msgspec.Struct, frozen=True):
     """Close the connection: the worker said goodbye and has answered everything."""
 
     worker: int
@@ -179,30 +179,46 @@ class Pool:
         if not self.answered_bytes:
             return 1
         rows = int(size_bytes * self.answered_rows / self.answered_bytes + 0.5)
-        return max(1, min(rows, self.limits.max_batch_rows))
+        return 1 if rows <= 1 else min(rows, self.limits.max_batch_rows)
 
     def learn_size(self, rows: int, size_bytes: int) -> None:
         """Count an answered request in the estimate of rows per byte."""
         self.answered_rows = SIZES_MEMORY * self.answered_rows + rows
         self.answered_bytes = SIZES_MEMORY * self.answered_bytes + size_bytes
 
-    def wait_ns(self, rows: int) -> int:
+    def least_loaded(self, now_ns: int) -> tuple[Worker | None, int]:
+        """The worker with the least to do among those that take requests, and the rows that all of them have.
+
+        None if all that are left have gone quiet.
+        """
+        best: Worker | None = None
+        best_rows = sent_rows = 0
+        for worker in self.workers.values():
+            if worker.leaving:
+                continue
+            rows = worker.rows + worker.others_rows
+            sent_rows += rows
+            if (best is None or rows < best_rows) and not (
+                now_ns - worker.progress_ns > STALL_MIN_NS and worker.stalled(now_ns)
+            ):
+                best, best_rows = worker, rows
+        return best, sent_rows
+
+    def fits(self, worker: Worker, rows: int) -> bool:
+        """Whether a request fits into a worker's window; an idle one takes any, so none waits for ever."""
+        return not worker.rows or worker.rows + rows <= self.window_rows
+
+    def wait_ns(self, rows: int, sent_rows: int) -> int:
         """How long a request of so many rows takes from now to its answer, by measured cost; 0 if that is unknown.
 
         A batch costs `batch_ns + row_ns * rows`. Ahead of the request are its share of everything sent and queued
         (of one worker among equals); behind it, and answered together with it, at most as much again, up to one
         batch.
         """
-        if not (self.row_ns or self.batch_ns):
-            return 0
-        workers, ahead = 0, self.queued_rows
-        for worker in self.workers.values():
-            if not worker.leaving:
-                workers += 1
-                ahead += worker.rows + worker.others_rows
-        if not ahead or not workers:
+        ahead = sent_rows + self.queued_rows
+        if not ahead or not self.ready:
             return self.batch_ns + self.row_ns * rows
-        ahead = -(-ahead // workers)
+        ahead = -(-ahead // self.ready)
         most = self.limits.max_batch_rows
         batches = 1 + -(-ahead // most)
         return batches * self.batch_ns + self.row_ns * (ahead + min(ahead, most) + rows)
@@ -246,15 +262,14 @@ class Dispatcher:
         if remaining_ns <= 0:
             self.counters.expired += 1
             return (Refuse(pending, DeadlineExceeded("deadline passed before the request was queued")),)
-        wait_ns = pool.wait_ns(pending.rows)
+        worker, sent_rows = pool.least_loaded(now_ns)
+        wait_ns = pool.wait_ns(pending.rows, sent_rows)
         if wait_ns > remaining_ns:
             self.counters.would_be_late += 1
             return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
-        if not pool.queue:
-            worker = self._free_worker(pool, pending.rows, now_ns)
-            if worker is not None:
-                self.pending[pending.sequence] = pending
-                return (self._assign(worker, pending, now_ns),)
+        if worker is not None and not pool.queue and pool.fits(worker, pending.rows):
+            self.pending[pending.sequence] = pending
+            return (self._assign(worker, pending, now_ns),)
         if len(pool.queue) >= pool.limits.max_queue:
             self.counters.queue_full += 1
             error = QueueFull(f"{_model(pool)}: {len(pool.queue)} requests are waiting (max_queue)")
@@ -359,33 +374,18 @@ class Dispatcher:
                 head.batch_service_ns,
             )
             answering.others_rows = max(0, head.backlog_rows - answering.rows)
+        answers: tuple[Action, ...] = ()
         if self.pending.pop(head.sequence, None) is None:
             self.counters.late_answers += 1
-            actions: list[Action] = []
         else:
-            actions = [Answer(finished)]
+            answers = (Answer(finished),)
         if answering.leaving:
-            return actions + self._closed_if_done(answering)
+            return (*answers, *self._closed_if_done(answering))
         if pool.queue:
-            return actions + self._feed(pool, now_ns)
-        return actions
+            return (*answers, *self._feed(pool, now_ns))
+        return answers
 
     # -- inside -------------------------------------------------------------------------------------------
-    def _free_worker(self, pool: Pool, rows: int, now_ns: int) -> Worker | None:
-        """The worker with the least to do before the request, if the request fits into its window."""
-        best: Worker | None = None
-        best_rows = 0
-        for worker in pool.workers.values():
-            if worker.leaving or (now_ns - worker.progress_ns > STALL_MIN_NS and worker.stalled(now_ns)):
-                continue
-            ahead = worker.rows + worker.others_rows
-            if best is None or ahead < best_rows:
-                best, best_rows = worker, ahead
-        # An idle worker takes any request, so one larger than the window cannot wait for ever.
-        if best is None or (best.rows and best.rows + rows > pool.window_rows):
-            return None
-        return best
-
     def _assign(self, worker: Worker, pending: Pending, now_ns: int) -> Send:
         if not worker.in_flight:
             worker.progress_ns = now_ns
@@ -397,8 +397,8 @@ class Dispatcher:
     def _feed(self, pool: Pool, now_ns: int) -> list[Action]:
         actions: list[Action] = []
         while pool.queue:
-            worker = self._free_worker(pool, pool.queue[0].rows, now_ns)
-            if worker is None:
+            worker, _ = pool.least_loaded(now_ns)
+            if worker is None or not pool.fits(worker, pool.queue[0].rows):
                 break
             pending = pool.queue.popleft()
             pool.queued_rows -= pending.rows

@@ -94,7 +94,10 @@ class Link(asyncio.Protocol):
         """Take frames apart and tell the owner."""
         try:
             for frame in self._decoder.feed(data):
-                self._receive(frame)
+                if frame.kind == _RESPONSE and self.hello is not None:
+                    self._owner.answered(self, read_response(frame.head), frame.body)
+                else:
+                    self._receive(frame)
         except FrameError as error:
             logger.error("%s: %s; connection closed", self.path.name, error)
             self._abort()
@@ -119,9 +122,7 @@ class Link(asyncio.Protocol):
         self._unsent.clear()
 
     def _receive(self, frame: Frame) -> None:
-        if frame.kind == _RESPONSE and self.hello is not None:
-            self._owner.answered(self, read_response(frame.head), frame.body)
-        elif frame.kind == Kind.HELLO and self.hello is None:
+        if frame.kind == Kind.HELLO and self.hello is None:
             self.hello = read_hello(frame.head)
             if self._hello_timer is not None:
                 self._hello_timer.cancel()

@@ -7,7 +7,7 @@ alone never waits for company, and load by itself makes the batches large.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -39,13 +39,15 @@ class Backlog(Generic[CallT]):
     def __bool__(self) -> bool:
         return bool(self._queues)
 
-    def add(self, connection: Hashable, call: CallT) -> None:
-        """Queue a call behind the others of its connection."""
+    def add(self, connection: Hashable, calls: Sequence[CallT]) -> None:
+        """Queue calls behind the others of their connection."""
+        if not calls:
+            return
         queue = self._queues.get(connection)
         if queue is None:
             queue = self._queues[connection] = deque()
-        queue.append(call)
-        self.rows += call.rows
+        queue.extend(calls)
+        self.rows += sum([call.rows for call in calls])
 
     def drop(self, connection: Hashable) -> None:
         """Forget the calls of a connection that is gone: nobody would read their answers."""
@@ -58,24 +60,21 @@ class Backlog(Generic[CallT]):
         connection that was served first goes to the end, so one that floods does not starve another.
         """
         batch: list[CallT] = []
-        rows = 0
+        rows, most = 0, self._max_batch_rows
         key: Hashable = None
-        waiting = list(self._queues)
+        waiting = deque(self._queues.items())
         while waiting:
-            passed: list[Hashable] = []
-            for connection in waiting:
-                queue = self._queues[connection]
-                call = queue[0]
-                if batch and (key is None or call.join_key != key or rows + call.rows > self._max_batch_rows):
-                    continue
-                key = call.join_key
-                batch.append(queue.popleft())
-                rows += call.rows
-                if queue:
-                    passed.append(connection)
-                else:
-                    del self._queues[connection]
-            waiting = passed
+            connection, queue = waiting.popleft()
+            call = queue[0]
+            if batch and (key is None or call.join_key != key or rows + call.rows > most):
+                continue
+            key = call.join_key
+            batch.append(queue.popleft())
+            rows += call.rows
+            if queue:
+                waiting.append((connection, queue))
+            else:
+                del self._queues[connection]
         if self._queues and batch:
             self._queues.move_to_end(next(iter(self._queues)))
         self.rows -= rows

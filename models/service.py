@@ -96,10 +96,13 @@ class Service:
         self._pace.learn(rows, ns)
         self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
 
+    def decoded(self, calls: int, ns: int) -> None:
+        """Count calls that were read, and how long it took."""
+        self.statistics.inference_stats.compute_input.add(ns, calls)
+
     # -- in ---------------------------------------------------------------------------------------------
     def decode(self, head: RequestHead, body: bytes, connection: int = 0) -> Call:
         """Read and check one request. Raises `RequestError`."""
-        start_ns = time.perf_counter_ns()
         deadline_ns = head.deadline_ns
         request: InferRequest | PredictRequest
         try:
@@ -112,7 +115,6 @@ class Service:
         except RecursionError as error:
             raise Malformed("the body is nested too deep") from error
         rows, join_key = self._joining(request.arrays, head.alone)
-        self.statistics.inference_stats.compute_input.add(time.perf_counter_ns() - start_ns)
         return Call(
             head=head,
             request=request,
@@ -145,7 +147,9 @@ class Service:
     def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
         """Answer a batch: one response frame per call, in order. Never raises for a request or a model."""
         late = [call for call in batch if call.deadline_ns <= now_ns]
-        live = [call for call in batch if call.deadline_ns > now_ns] if late else batch
+        if not late:
+            return self._execute(batch, now_ns, backlog_rows)
+        live = [call for call in batch if call.deadline_ns > now_ns]
         answers: dict[int, bytes] = {
             id(call): self._refused(call, DeadlineExceeded("deadline passed while waiting in the worker"), now_ns)
             for call in late
@@ -155,7 +159,7 @@ class Service:
         return [answers[id(call)] for call in batch]
 
     def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
-        rows = sum(call.rows for call in batch)
+        rows = sum([call.rows for call in batch])
         start_ns = time.perf_counter_ns()
         try:
             outputs = self.predict([call.request.arrays for call in batch], rows)
@@ -203,7 +207,7 @@ class Service:
         counted.inference_count += rows
         counted.last_inference = int(time.time() * 1000)
         counted.inference_stats.compute_infer.add(inference_ns)
-        queue_ns = sum(now_ns - call.head.received_ns for call in batch)
+        queue_ns = sum([now_ns - call.head.received_ns for call in batch])
         counted.inference_stats.queue.add(queue_ns, len(batch))
         counted.inference_stats.success.add(queue_ns + inference_ns * len(batch), len(batch))
 
@@ -226,17 +230,17 @@ class Service:
             oversize = f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, received {len(body)} bytes"
             return self._refused(call, InvalidOutput(oversize), now_ns)
         answer = ResponseHead(
-            sequence=head.sequence,
-            status=200,
-            encoding=head.accept,
-            json_bytes=json_bytes,
-            rows=call.rows,
-            batch_rows=batch_rows,
-            queue_ns=now_ns - head.received_ns,
-            inference_ns=inference_ns,
-            backlog_rows=backlog_rows,
-            row_service_ns=self._row_service_ns,
-            batch_service_ns=self._batch_service_ns,
+            head.sequence,
+            200,
+            head.accept,
+            json_bytes,
+            call.rows,
+            batch_rows,
+            now_ns - head.received_ns,
+            inference_ns,
+            backlog_rows,
+            self._row_service_ns,
+            self._batch_service_ns,
         )
         return response_frame(answer, body)
 

@@ -52,7 +52,8 @@ class Responses:
 
     def __init__(self) -> None:
         self._date_s = 0
-        self._fixed = ""
+        self._openings: dict[tuple[int, str], str] = {}
+        """What answers of a status and a content type begin with, in this second."""
 
     def answer(self, request_id: str, head: ResponseHead, body: bytes, coding: str | None, last: bool) -> bytes:
         """A worker's answer, its body compressed already if `coding` says so. `last`: the connection is closed next."""
@@ -78,9 +79,13 @@ class Responses:
         now_s = int(time.time())
         if now_s != self._date_s:
             self._date_s = now_s
-            self._fixed = f"Server: {SERVER_NAME}\r\nDate: {email.utils.formatdate(now_s, usegmt=True)}\r\n"
-        head = (
-            f"{_STATUS_LINES[status]}Content-Type: {content_type}\r\n{REQUEST_ID}: {request_id}\r\n{self._fixed}{extra}"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode("ascii") + body
+            self._openings.clear()
+        opening = self._openings.get((status, content_type))
+        if opening is None:
+            date = email.utils.formatdate(now_s, usegmt=True)
+            opening = (
+                f"{_STATUS_LINES[status]}Content-Type: {content_type}\r\nServer: {SERVER_NAME}\r\nDate: {date}\r\n"
+                f"{REQUEST_ID}: "
+            )
+            self._openings[status, content_type] = opening
+        return f"{opening}{request_id}\r\n{extra}Content-Length: {len(body)}\r\n\r\n".encode("ascii") + body

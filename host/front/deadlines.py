@@ -31,11 +31,10 @@ _DECODERS: Final = {
 
 def body_timeout_ns(body: bytes, encoding: Encoding, json_bytes: int) -> int | None:
     """`parameters.timeout` of an inference request; None if it has none, or is for the worker to refuse."""
-    has_json_head = json_bytes != NO_JSON_HEADER
-    document_bytes = min(json_bytes, len(body)) if has_json_head else len(body)
+    document_bytes = len(body) if json_bytes == NO_JSON_HEADER else min(json_bytes, len(body))
     if document_bytes > READ_MAX_BYTES or body.find(_MARK, 0, document_bytes) < 0:
         return None
-    if has_json_head:
+    if json_bytes != NO_JSON_HEADER:
         body, encoding = body[:document_bytes], Encoding.JSON
     try:
         parameters = _DECODERS[encoding](body).parameters

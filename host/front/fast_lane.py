@@ -240,7 +240,7 @@ class FastConnection(asyncio.Protocol):
                 self._await_body(plain, data[end:], now_ns)
                 return
             self._begin(plain, data[end:size], now_ns)
-            data = data[size:]
+            data = data[size:] if len(data) > size else b""
 
     def _begin(self, plain: PlainHead, body: bytes, received_ns: int) -> None:
         call = self._call(plain, body, received_ns)
@@ -250,7 +250,7 @@ class FastConnection(asyncio.Protocol):
         except Overloaded as error:
             self._finish(call, self._refusal(call, error))
             return
-        self._submit(call)
+        self._lane.gateway.submit(call, received_ns)
 
     def _call(self, plain: PlainHead, body: bytes, received_ns: int) -> LaneCall:
         deadline_ns = received_ns + plain.timeout_ns
@@ -273,9 +273,6 @@ class FastConnection(asyncio.Protocol):
             traceparent=plain.traceparent,
             accept_encoding=plain.accept_encoding,
         )
-
-    def _submit(self, call: LaneCall) -> None:
-        self._lane.gateway.submit(call, time.monotonic_ns())
 
     # -- bodies that come in parts --------------------------------------------------------------------------
     def _await_body(self, plain: PlainHead, first: bytes, now_ns: int) -> None:
@@ -300,7 +297,7 @@ class FastConnection(asyncio.Protocol):
         self._body = None
         call = self._call(body.plain, b"".join(body.parts), body.received_ns)
         self._calls.append(call)
-        self._submit(call)
+        self._lane.gateway.submit(call, time.monotonic_ns())
         return rest
 
     def _body_late(self) -> None:
@@ -327,7 +324,7 @@ class FastConnection(asyncio.Protocol):
     def answered(self, call: LaneCall, head: ResponseHead, body: bytes) -> None:
         """Write a worker's answer, or keep it until its turn comes."""
         self._lane.budget.give_back(call.size_bytes, call.pool)
-        coding = compression(call.accept_encoding, len(body))
+        coding = compression(call.accept_encoding, len(body)) if call.accept_encoding is not None else None
         if coding is None:
             self._finish(call, self._lane.responses.answer(call.request_id, head, body, None, self._last))
         elif len(body) <= COMPRESS_INLINE_MAX_BYTES:

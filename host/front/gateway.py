@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from host.config.deployment import DeployedModel
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
@@ -157,7 +157,7 @@ class Gateway:
                 return
         for action in self.dispatcher.answered(link.identity, head, time.monotonic_ns()):
             if type(action) is Answer:
-                call = cast("Call", action.pending)
+                call: Call = action.pending  # type: ignore[assignment]
                 call.client.answered(call, head, body)
             else:
                 self._perform((action,))
@@ -165,14 +165,16 @@ class Gateway:
     # -- inside -------------------------------------------------------------------------------------------
     def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            if isinstance(action, Send):
-                self._links[action.worker].send(_frame(cast("Call", action.pending)))
-            elif isinstance(action, Refuse):
-                call, error = cast("Call", action.pending), action.error
-                if isinstance(error, PoisonRequest):
-                    _log_poison(call, error)
-                call.client.refused(call, error)
-            elif isinstance(action, CloseWorker):
+            # Whatever is pending here is a `Call`; saying so with `cast` would cost a call for each request.
+            if type(action) is Send:
+                call: Call = action.pending  # type: ignore[assignment]
+                self._links[action.worker].send(_frame(call))
+            elif type(action) is Refuse:
+                refused: Call = action.pending  # type: ignore[assignment]
+                if isinstance(action.error, PoisonRequest):
+                    _log_poison(refused, action.error)
+                refused.client.refused(refused, action.error)
+            elif type(action) is CloseWorker:
                 self._links[action.worker].close()
             else:
                 raise AssertionError("only `answered` gives answers")

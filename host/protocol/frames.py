@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from host.protocol.errors import FrameError
 
@@ -63,7 +65,7 @@ class UnknownFrameVersion(FrameError):
     """The peer speaks another version of the framing."""
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One frame: its kind, the undecoded head and the body."""
 
     kind: int

@@ -6,7 +6,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -37,6 +37,20 @@ NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 """Little-endian, as tensors travel. BYTES is an object array of `bytes`."""
 
+_PACK_CODES: Final = {
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP32": "f",
+    "FP64": "d",
+}
+"""Datatype to its code in `struct`, for those whose values it refuses when they are out of range, as it must be."""
+
 _SCALARS: Final[dict[str, type]] = {"BOOL": bool, "FP32": float, "FP64": float, "BYTES": str}
 _LENGTH: Final = struct.Struct("<I")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -44,6 +58,7 @@ _DECODE: Final[dict[Encoding, Callable[..., Any]]] = {
     Encoding.JSON: msgspec.json.decode,
     Encoding.MSGPACK: msgspec.msgpack.decode,
 }
+_PACK_MAX_ELEMENTS: Final = 1 << 20
 _NESTING_MAX: Final = 32
 """numpy's own limit of dimensions."""
 
@@ -86,6 +101,24 @@ def array_from_values(spec: TensorSpec, shape: Sequence[int], values: Sequence[A
     """Make an array of flat values that already have the right Python type (`scalar_type`)."""
     _check_count(spec.name, shape, len(values))
     return _shaped(spec.name, _typed_array(spec, values), shape)
+
+
+def flat_reader(spec: TensorSpec, shape: Sequence[int]) -> Callable[[Sequence[Any]], Array]:
+    """What `array_from_values` does for one shape, in half the time: for shapes that repeat."""
+    code = _PACK_CODES.get(spec.datatype)
+    if code is None or math.prod(shape) > _PACK_MAX_ELEMENTS:
+        return partial(array_from_values, spec, tuple(shape))
+    pack = struct.Struct(f"<{math.prod(shape)}{code}").pack
+    dtype, sizes = NUMPY_DTYPES[spec.datatype], tuple(shape)
+
+    def read(values: Sequence[Any]) -> Array:
+        try:
+            packed = bytearray(pack(*values))
+        except (struct.error, OverflowError):
+            return array_from_values(spec, sizes, values)  # which says what is wrong
+        return np.ndarray(sizes, dtype, packed)
+
+    return read
 
 
 def array_from_document(spec: TensorSpec, shape: Sequence[int], data: msgspec.Raw, encoding: Encoding) -> Array:

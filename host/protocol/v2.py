@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Generic, NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -14,9 +14,9 @@ from host.protocol.tensors import (
     Array,
     array_from_bytes,
     array_from_document,
-    array_from_values,
     bytes_of,
     check_shape,
+    flat_reader,
     refuse_strays,
     scalar_type,
     values_of,
@@ -29,7 +29,13 @@ Data = TypeVar("Data")
 DECLARATIONS_MAX: Final = 1024
 """Names, datatypes and shapes that are remembered as right; models see a few."""
 
+_OPENINGS_MAX: Final = 1024
+"""Shapes of answers whose document's beginning is remembered."""
+
 _NO_DATA: Final = msgspec.Raw()
+_ONE_IN_DOCUMENT: Final = ((0, False),)
+_CLOSING: Final = b"}]}"
+"""What follows the last tensor's data, its last field, in an answer."""
 
 
 class _Tensor(msgspec.Struct, Generic[Data]):
@@ -92,6 +98,15 @@ class InferRequest(msgspec.Struct, frozen=True, eq=False):
     timeout_us: int | None = None
 
 
+class _Declared(msgspec.Struct, frozen=True):
+    """An input as requests declare it, found right."""
+
+    index: int
+    spec: TensorSpec
+    read: Callable[[Sequence[Any]], Array]
+    """Flat values to an array of the declared shape."""
+
+
 class InferCodec:
     """Reads requests for one model version and writes its answers."""
 
@@ -103,7 +118,8 @@ class InferCodec:
         self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
         self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
         self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
-        self._declared: dict[tuple[object, ...], tuple[int, TensorSpec]] = {}
+        self._declared: dict[tuple[object, ...], _Declared] = {}
+        self._openings: dict[tuple[int, ...], bytes] = {}
         # Most models take inputs of one scalar type: their documents are read in one typed pass.
         # FP16 cannot travel in a document, so a model that takes it never has one of these.
         scalars = {None if spec.datatype == "FP16" else scalar_type(spec.datatype) for spec in signature.inputs}
@@ -136,10 +152,12 @@ class InferCodec:
     def _from_flat(self, document: _Document[list[Any]]) -> InferRequest:
         arrays: list[Array | None] = [None] * len(self._inputs)
         for tensor in document.inputs:
-            index, spec = self._checked_slot(tensor, arrays)
+            declared = self._declared.get((tensor.name, tensor.datatype, *tensor.shape))
+            if declared is None or arrays[declared.index] is not None:
+                declared = self._declare(tensor, arrays)
             if tensor.parameters and "binary_data_size" in tensor.parameters:
-                raise Malformed(f"input '{spec.name}': has both data and binary_data_size")
-            arrays[index] = array_from_values(spec, tensor.shape, tensor.data)
+                raise Malformed(f"input '{declared.spec.name}': has both data and binary_data_size")
+            arrays[declared.index] = declared.read(tensor.data)
         return self._finish(document, arrays)
 
     def _from_document(self, body: bytes, encoding: Encoding, binary: memoryview) -> InferRequest:
@@ -182,17 +200,14 @@ class InferCodec:
         array = array_from_bytes(spec, _raw_shape(spec, body), memoryview(body))
         return InferRequest(arrays=(array,), outputs=self._all_binary)
 
-    def _checked_slot(self, tensor: _Tensor[Any], arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
+    def _declare(self, tensor: _Tensor[Any], arrays: Sequence[Array | None]) -> _Declared:
         """Find a tensor's place and check what it declares. Declarations repeat: right ones are remembered."""
-        declared = (tensor.name, tensor.datatype, *tensor.shape)
-        known = self._declared.get(declared)
-        if known is not None and arrays[known[0]] is None:
-            return known
         index, spec = self._slot_of(tensor.name, arrays)
         check_shape(spec, tensor.datatype, tensor.shape)
+        declared = _Declared(index, spec, flat_reader(spec, tensor.shape))
         if len(self._declared) < DECLARATIONS_MAX:
-            self._declared[declared] = index, spec
-        return index, spec
+            self._declared[(tensor.name, tensor.datatype, *tensor.shape)] = declared
+        return declared
 
     def _slot_of(self, name: str, arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
         index = self._inputs.get(name)
@@ -204,19 +219,19 @@ class InferCodec:
         return index, self._signature.inputs[index]
 
     def _finish(self, document: _RawDocument | _Document[Any], arrays: list[Array | None]) -> InferRequest:
-        given: list[Array] = []
-        for spec, array in zip(self._signature.inputs, arrays, strict=True):
-            if array is None:
-                received = ", ".join(f"'{tensor.name}'" for tensor in document.inputs) or "none"
-                raise InvalidInput(f"input '{spec.name}' is missing: received {received}")
-            given.append(array)
+        # Nothing is given twice, so as many as there are inputs are all of them.
+        if len(document.inputs) != len(arrays):
+            missing = next(spec for spec, array in zip(self._signature.inputs, arrays, strict=True) if array is None)
+            received = ", ".join(f"'{tensor.name}'" for tensor in document.inputs) or "none"
+            raise InvalidInput(f"input '{missing.name}' is missing: received {received}")
+        given = tuple(cast("list[Array]", arrays))
         parameters = document.parameters
         if not parameters and document.outputs is None:
-            return InferRequest(tuple(given), self._all_outputs, document.id)
+            return InferRequest(given, self._all_outputs, document.id)
         parameters = parameters or {}
         timeout = parameters.get("timeout")
         return InferRequest(
-            arrays=tuple(given),
+            arrays=given,
             outputs=self._requested(document.outputs, _flag(parameters, "binary_data_output", False)),
             id=document.id,
             timeout_us=None if timeout is None else _unsigned("parameter timeout (microseconds)", timeout),
@@ -243,6 +258,23 @@ class InferCodec:
         Returns the body, and the length of its JSON part if binary data follows (else `NO_JSON_HEADER`).
         In msgpack, binary data stands in `data` itself, as a `bin`. Raises `InvalidInput`.
         """
+        if encoding is Encoding.JSON and request.id is None and request.outputs == _ONE_IN_DOCUMENT:
+            return self._encode_one(outputs[0]), NO_JSON_HEADER
+        return self._encode(request, outputs, encoding)
+
+    def _encode_one(self, array: Array) -> bytes:
+        """The first output in JSON and no more, as most answers are: only the values differ between two of a shape."""
+        spec = self._signature.outputs[0]
+        opening = self._openings.get(array.shape)
+        if opening is None:
+            tensor = _OutputTensor(spec.name, spec.datatype, array.shape, data=[])
+            answer = _Answer(self._model_name, self._model_version, [tensor])
+            opening = encode_document(answer, Encoding.JSON).removesuffix(b"[]" + _CLOSING)
+            if len(self._openings) < _OPENINGS_MAX:
+                self._openings[array.shape] = opening
+        return opening + encode_document(values_of(spec.name, spec.datatype, array), Encoding.JSON) + _CLOSING
+
+    def _encode(self, request: InferRequest, outputs: Sequence[Array], encoding: Encoding) -> tuple[bytes, int]:
         tensors: list[_OutputTensor] = []
         binary: list[bytes] = []
         for index, as_binary in request.outputs:

@@ -12,7 +12,7 @@ import numpy as np
 from host.protocol.errors import ConfigError
 from host.protocol.package import Package
 from host.protocol.tensors import Array
-from models.runtimes.lightgbm_rows import ROWS_MAX, row_predictor
+from models.runtimes.lightgbm_rows import ROWS_MAX, ROWS_MAX_THREADED, row_predictor
 
 
 def load(directory: Path, package: Package) -> LightGBMRuntime:
@@ -35,6 +35,7 @@ class LightGBMRuntime:
         self._threads = package.resources.threads
         self._output_shape = package.signature.outputs[0].shape
         self._few = row_predictor(booster)
+        self._few_rows = ROWS_MAX if self._threads == 1 else ROWS_MAX_THREADED
 
     def predict(self, inputs: Sequence[Array]) -> Sequence[Any]:
         """Predict probabilities or values: (rows,) or (rows, classes), brought to the output's shape."""
@@ -43,7 +44,7 @@ class LightGBMRuntime:
         else:
             rows = len(inputs[0])
             matrix = np.concatenate([inputs[index].reshape(rows, -1) for index in self._order], axis=1)
-        if self._few is not None and len(matrix) <= ROWS_MAX:
+        if self._few is not None and len(matrix) <= self._few_rows:
             scores = self._few.predict(matrix)
         else:
             scores = np.asarray(self._booster.predict(matrix, num_threads=self._threads, validate_features=False))

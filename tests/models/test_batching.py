@@ -21,7 +21,7 @@ class Waiting:
 def backlog(max_batch_rows: int, *calls: tuple[int, Waiting]) -> Backlog[Waiting]:
     made: Backlog[Waiting] = Backlog(max_batch_rows)
     for connection, call in calls:
-        made.add(connection, call)
+        made.add(connection, [call])
     return made
 
 
@@ -86,7 +86,7 @@ def test_every_call_runs_once_in_its_connections_order(max_rows: int, calls: lis
     for number, (connection, rows, key) in enumerate(calls):
         name = f"{connection}.{number}"
         arrived.setdefault(connection, []).append(name)
-        made.add(connection, Waiting(name, min(rows, max_rows), key))
+        made.add(connection, [Waiting(name, min(rows, max_rows), key)])
     taken: dict[int, list[str]] = {}
     while made:
         batch = made.take()
