@@ -6,8 +6,9 @@
 
 Figures of different machines or runs do not compare: the machine may be shared. What compares is the ratio of servers
 that took turns within one run. Servers run one after the other (they would take each other's CPU), in rounds; the
-medians of the rounds are shown. wrk and what reads HTTP share one CPU, the model's process has the other, where a
-server lets itself be divided so; a server that gains by it may use both (its setting says so).
+medians of the rounds are shown. What reads HTTP has one CPU, the model's process and wrk share the other, where a
+server lets itself be divided so; a server that gains by it may use both (its setting says so). The scenario `beside`
+has wrk on the CPU of what reads HTTP instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,14 +32,17 @@ from benchmarks import report
 from benchmarks.load import Measured, measure
 from benchmarks.report import Result
 from benchmarks.servers import (
+    FRONT_CPU,
     MODEL_FILE,
     ONNX_FILE,
     REPOSITORY,
     ROOT,
+    WORKER_CPU,
     Server,
     fastapi,
     lightgbm_servers,
     modelhost,
+    mosec_servers,
     running,
 )
 
@@ -73,6 +78,8 @@ class Scenario:
     write: Callable[[Path], Path]
     connections: tuple[int, ...]
     content_type: str = "application/json"
+    load_cpu: int = WORKER_CPU
+    """Where wrk runs."""
 
 
 def request_lines(name: str, datatype: str, rows: list[list[float]], rows_each: int) -> list[str]:
@@ -150,6 +157,14 @@ SCENARIOS = (
         LOADS,
     ),
     Scenario(
+        "beside",
+        "The same, wrk on the CPU of what reads HTTP instead of the model's",
+        lambda _: [modelhost("breast_cancer", CANCER), *mosec_servers()],
+        cancer_rows(1),
+        LOADS,
+        load_cpu=FRONT_CPU,
+    ),
+    Scenario(
         "fronts",
         "The same, one front against two (the whole machine has two CPUs)",
         lambda _: [modelhost("breast_cancer", CANCER), modelhost("breast_cancer", CANCER, fronts=2)],
@@ -195,9 +210,12 @@ def run_scenario(scenario: Scenario, options: argparse.Namespace, wanted: set[st
                 settings[server.name] = server.setting
                 progress(scenario.name, turn * len(servers) + position, steps, server.name)
                 with running(server, first, scenario.content_type) as started:
-                    measure(started, bodies, 32, min(2.0, options.seconds), scenario.content_type)
+                    load = partial(
+                        measure, started, bodies, content_type=scenario.content_type, load_cpu=scenario.load_cpu
+                    )
+                    load(32, seconds=min(2.0, options.seconds))
                     for connections in options.connections or scenario.connections:
-                        figure = measure(started, bodies, connections, options.seconds, scenario.content_type)
+                        figure = load(connections, seconds=options.seconds)
                         rounds.setdefault((server.name, connections), []).append(figure)
         progress(scenario.name, steps, steps, "done")
     return [
@@ -241,7 +259,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4, help="length of one measurement (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the servers take turns (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of one second: whether it works")
-    parser.add_argument("--out", type=Path, help="directory for results.md, results.json and results.png")
+    parser.add_argument("--out", type=Path, default=report.OUT,
+                        help="directory of RESULTS.md, results.json and results.png (default %(default)s)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the raw figures instead of tables")
     options = parser.parse_args()
     if options.quick:
@@ -261,15 +280,10 @@ def main() -> int:
         print(f"\n{error or 'interrupted'}: everything that was started has been ended", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     results = [result for part in by_scenario.values() for result in part]
-    raw = report.document(results, " ".join(["benchmarks/bench.py", *sys.argv[1:]]), versions())
+    raw = report.origin("benchmarks/bench.py") | {"versions": versions(), "results": [asdict(r) for r in results]}
     tables = "\n".join(report.markdown(title, part) for title, part in by_scenario.items())
     print(json.dumps(raw, indent=1) if options.json else tables)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(raw, indent=1) + "\n")
-        (options.out / "results.md").write_text(f"{tables}\n{report.settings(results)}")
-        first = next(iter(by_scenario.values()))
-        report.plot(first, options.out / "results.png")
+    report.write(options.out, report.BENCH_FILE, raw)
     return 0
 
 

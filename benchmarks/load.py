@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.servers import FRONT_CPU, ROOT, Running
+from benchmarks.servers import ROOT, Running
 
 SCRIPT = ROOT / "benchmarks" / "rows.lua"
 
@@ -24,10 +24,12 @@ class Measured:
     """CPU of all the server's processes, a request."""
 
 
-def measure(server: Running, bodies: Path, connections: int, seconds: float, content_type: str) -> Measured:
+def measure(
+    server: Running, bodies: Path, connections: int, *, seconds: float, content_type: str, load_cpu: int
+) -> Measured:
     """Load a server with so many connections, each with one request at a time."""
     before_s = server.cpu_s()
-    command = ["taskset", "-c", str(FRONT_CPU), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s"]
+    command = ["taskset", "-c", str(load_cpu), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s"]
     command += ["-s", str(SCRIPT), f"http://127.0.0.1:{server.port}", "--", server.server.path, str(bodies)]
     command += [content_type, *server.server.headers]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,16 +1,22 @@
-"""Figures to a Markdown table, a JSON file and a plot."""
+"""Figures to a page of Markdown tables, JSON files and a plot."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Measured
+
+OUT = Path("build") / "benchmarks"
+BENCH_FILE, SCENARIOS_FILE, PLOT_FILE = "results.json", "scenarios.json", "results.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +82,91 @@ def machine() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory.split()[1]) / 2**20, 1),
         "kernel": platform.release().partition("-")[0],
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         "python": platform.python_version(),
     }
 
 
-def document(results: Sequence[Result], command: str, versions: dict[str, str]) -> dict[str, Any]:
-    """Everything, for scripts."""
+def origin(program: str) -> dict[str, Any]:
+    """Where and how figures came about."""
     return {
         "machine": machine(),
-        "versions": versions,
-        "command": command,
-        "results": [asdict(result) for result in results],
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join([program, *sys.argv[1:]]),
     }
+
+
+def write(out: Path, file: str, document: dict[str, Any]) -> None:
+    """Write the raw figures of one program, and make `RESULTS.md` anew of all that are there."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / file).write_text(json.dumps(document, indent=1) + "\n")
+    if file == BENCH_FILE:
+        first = results_of(document)[0].scenario
+        plot([result for result in results_of(document) if result.scenario == first], out / PLOT_FILE)
+    (out / "RESULTS.md").write_text(page(out))
+    print(f"written: {out / 'RESULTS.md'}, {out / file}", file=sys.stderr)
+
+
+def results_of(document: dict[str, Any]) -> list[Result]:
+    """The results in a document that `write` wrote."""
+    return [
+        Result(**{**entry, "rounds": tuple(Measured(**figures) for figures in entry["rounds"])})
+        for entry in document["results"]
+    ]
+
+
+def page(out: Path) -> str:
+    """Everything that was measured, for people."""
+    parts = ["# Results\n"]
+    for file, tables in ((BENCH_FILE, bench_tables), (SCENARIOS_FILE, scenario_tables)):
+        if (out / file).exists():
+            document = json.loads((out / file).read_text())
+            parts += [_origin_text(document), tables(document)]
+    return "\n".join(parts)
+
+
+def _origin_text(document: dict[str, Any]) -> str:
+    found = document["machine"]
+    text = (
+        f"`{document['command']}`, {document['date']}: {found['cpus']} CPUs ({found['cpu']}), "
+        f"{found['memory_gib']:g} GiB, Linux {found['kernel']}, {found['system']}, Python {found['python']}.\n"
+    )
+    if "versions" in document:
+        text += "Versions: " + ", ".join(f"{name} {version}" for name, version in document["versions"].items()) + ".\n"
+    return text
+
+
+def bench_tables(document: dict[str, Any]) -> str:
+    """One table a scenario, the plot, and how the servers were set."""
+    results = results_of(document)
+    scenarios = list(dict.fromkeys(result.scenario for result in results))
+    parts = [f"![requests a second over connections]({PLOT_FILE})\n"]
+    for scenario in scenarios:
+        here = [result for result in results if result.scenario == scenario]
+        parts.append(markdown(scenario, here))
+        parts.append(settings_table(here))
+    parts.append(f"## Settings\n\n{settings(results)}")
+    return "\n".join(part for part in parts if part)
+
+
+def settings_table(results: Sequence[Result]) -> str:
+    """Requests a second of servers that ran in several settings, each at every load; empty if there are none."""
+    names = list(dict.fromkeys(result.server for result in results))
+    families = [name.partition(" (")[0] for name in names]
+    several = [name for name, family in zip(names, families, strict=True) if families.count(family) > 1]
+    if not several:
+        return ""
+    loads = sorted({result.connections for result in results})
+    rate = {(result.server, result.connections): result.median("requests_per_s") for result in results}
+    lines = [
+        "Requests/s of one setting at every load:",
+        "",
+        "| server | " + " | ".join(f"{load} conn" for load in loads) + " |",
+        "|---" * (1 + len(loads)) + "|",
+    ]
+    shown = [name for name in names if name == "modelhost" or name in several]
+    lines += [f"| {name} | " + " | ".join(f"{rate[name, load]:,.0f}" for load in loads) + " |" for name in shown]
+    return "\n".join([*lines, ""])
 
 
 def plot(results: Sequence[Result], file: Path) -> None:
@@ -118,3 +197,69 @@ def plot(results: Sequence[Result], file: Path) -> None:
     axes.set_title("LightGBM, one row of 30 features, JSON")
     figure.tight_layout()
     figure.savefig(file)
+
+
+# -- past the limits -----------------------------------------------------------------------------------------
+def scenario_tables(document: dict[str, Any]) -> str:
+    """One section a scenario."""
+    return "\n".join(scenario_table(name, figures) for name, figures in document["scenarios"].items())
+
+
+def scenario_table(name: str, figures: dict[str, Any]) -> str:
+    """The section of one scenario."""
+    return {"overload": overload_table, "noisy": noisy_table, "kill": kill_table}[name](figures)
+
+
+def overload_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = ["## Overload (open loop)", ""]
+    for model, rows in found.items():
+        peak = max(row["goodput_per_s"] for row in rows)
+        lines += [
+            f"{model}: goodput at the highest load is {100 * rows[-1]['goodput_per_s'] / peak:.1f} % of its peak.",
+            "",
+            "| load | sent/s | 200/s | p50, p99 of 200 | 503, p50 | 504 | generator late, p99 | front RSS |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            statuses = row["statuses"]
+            rss = " -> ".join(f"{kib / 1024:.1f}" for kib in row["front_rss_kib"])
+            lines.append(
+                f"| {row['load']:g}{'x' if row['load'] < 100 else '/s'} | {row['sent_per_s']:,.0f} "
+                f"| {row['goodput_per_s']:,.0f} | {row['admitted_p50_ms']:.1f}, {row['admitted_p99_ms']:.1f} ms "
+                f"| {statuses.get('503', 0)}, {row['refused_p50_ms']:.1f} ms | {statuses.get('504', 0)} "
+                f"| {row['generator_late_p99_ms']:.1f} ms | {rss} MiB |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def noisy_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## A noisy neighbour",
+        "",
+        f"LightGBM at {found['rate_per_s']:,}/s (a third of its capacity), alone and while `slow` is flooded at three",
+        f"times its capacity through the same front. Median ratio of p99: **{found['median_ratio']:.2f}**, "
+        f"errors: {found['errors']}.",
+        "",
+        "| pair | p99 alone | p99 beside | ratio |",
+        "|---|---|---|---|",
+    ]
+    for number, pair in enumerate(found["pairs"], 1):
+        lines.append(f"| {number} | {pair['alone_p99_ms']} ms | {pair['beside_p99_ms']} ms | {pair['ratio']} |")
+    return "\n".join([*lines, ""])
+
+
+def kill_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## Killed workers (kill -9 under 16 connections)",
+        "",
+        "| workers | kills | answers by status | errors | s until the next 200 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figures in found.items():
+        recoveries = ", ".join(map(str, figures["seconds_to_the_next_200"])) or "never without"
+        lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {figures['errors']} | {recoveries} |")
+    return "\n".join([*lines, ""])

@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import report
 from benchmarks.bench import cancer_rows
 from benchmarks.openloop import Outcome, generate, open_loop, post, quantile
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
@@ -129,30 +130,6 @@ def _goodput(row: dict[str, Any]) -> float:
     return float(row["goodput_per_s"])
 
 
-def overload_table(found: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = ["## Overload (open loop)", ""]
-    for model, rows in found.items():
-        peak = max(row["goodput_per_s"] for row in rows)
-        lines += [
-            f"{model}: goodput at the highest load is {100 * rows[-1]['goodput_per_s'] / peak:.1f} % of its peak.",
-            "",
-            "| load | sent/s | 200/s | p50, p99 of 200 | 503, p50 | 504 | generator late, p99 | front RSS |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            statuses = row["statuses"]
-            rss = " -> ".join(f"{kib / 1024:.1f}" for kib in row["front_rss_kib"])
-            lines.append(
-                f"| {row['load']:g}{'x' if row['load'] < 100 else '/s'} | {row['sent_per_s']:,.0f} "
-                f"| {row['goodput_per_s']:,.0f} | {row['admitted_p50_ms']:.1f}, {row['admitted_p99_ms']:.1f} ms "
-                f"| {statuses.get('503', 0)}, {row['refused_p50_ms']:.1f} ms | {statuses.get('504', 0)} "
-                f"| {row['generator_late_p99_ms']:.1f} ms | {rss} MiB |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
 # -- a noisy neighbour -------------------------------------------------------------------------------------------
 def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
     """LightGBM at a third of its capacity, alone and beside a model that is flooded at three times its own."""
@@ -190,23 +167,6 @@ def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
         "median_ratio": statistics.median(pair["ratio"] for pair in found),
         "errors": sum(pair["errors"] for pair in found),
     }
-
-
-def noisy_table(found: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = [
-        "## A noisy neighbour",
-        "",
-        f"LightGBM at {found['rate_per_s']:,}/s (a third of its capacity), alone and while `slow` is flooded at three",
-        f"times its capacity through the same front. Median ratio of p99: **{found['median_ratio']:.2f}**, "
-        f"errors: {found['errors']}.",
-        "",
-        "| pair | p99 alone | p99 beside | ratio |",
-        "|---|---|---|---|",
-    ]
-    for number, pair in enumerate(found["pairs"], 1):
-        lines.append(f"| {number} | {pair['alone_p99_ms']} ms | {pair['beside_p99_ms']} ms | {pair['ratio']} |")
-    return "\n".join([*lines, ""])
 
 
 # -- killing ----------------------------------------------------------------------------------------------------
@@ -286,21 +246,7 @@ def kill(seconds: float) -> dict[str, Any]:
     return found
 
 
-def kill_table(found: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = [
-        "## Killed workers (kill -9 under 16 connections)",
-        "",
-        "| workers | kills | answers by status | errors | s until the next 200 |",
-        "|---|---|---|---|---|",
-    ]
-    for name, figures in found.items():
-        recoveries = ", ".join(map(str, figures["seconds_to_the_next_200"])) or "never without"
-        lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {figures['errors']} | {recoveries} |")
-    return "\n".join([*lines, ""])
-
-
-SCENARIOS = {"overload": (overload, overload_table), "noisy": (noisy, noisy_table), "kill": (kill, kill_table)}
+SCENARIOS = {"overload": overload, "noisy": noisy, "kill": kill}
 
 
 def main() -> int:
@@ -308,21 +254,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default all")
     parser.add_argument("--seconds", type=float, default=10, help="length of one measurement (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="directory for scenarios.md and scenarios.json")
+    parser.add_argument("--out", type=Path, default=report.OUT, help="directory of RESULTS.md (default %(default)s)")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     try:
         for name in options.only:
-            found[name] = SCENARIOS[name][0](options.seconds)
+            found[name] = SCENARIOS[name](options.seconds)
     except KeyboardInterrupt:
         say("interrupted: everything that was started has been ended")
         return 130
-    tables = "\n".join(SCENARIOS[name][1](figures) for name, figures in found.items())
-    print(tables)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "scenarios.md").write_text(tables)
-        (options.out / "scenarios.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(report.scenario_table(name, figures) for name, figures in found.items()))
+    report.write(options.out, report.SCENARIOS_FILE, {**report.origin("benchmarks/scenarios.py"), "scenarios": found})
     return 0
 
 

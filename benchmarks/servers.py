@@ -21,7 +21,7 @@ REPOSITORY = ROOT / "model_repository"
 READY_S = 90.0
 END_S = 20.0
 FRONT_CPU, WORKER_CPU = 0, 1
-"""wrk shares a CPU with what reads HTTP; the model has the other to itself."""
+"""What reads HTTP has a CPU, the model the other, where a server lets itself be divided so."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 Command = Callable[[int, Path], list[str]]
@@ -219,6 +219,11 @@ MODEL_FILE = {"MODEL_FILE": str(REPOSITORY / "breast_cancer" / "1" / "model.txt"
 ONNX_FILE = {"ONNX_FILE": str(REPOSITORY / "digits" / "1" / "model.onnx")}
 
 
+MOSEC_SETTINGS = ((1, 0), (8, 1), (16, 1), (32, 1), (64, 1), (128, 2))
+"""`max_batch_size` and `max_wait_time` in ms: for each load one that suits it. A batch that fills goes at once, and
+one that does not waits for the time, so no setting is good at every load."""
+
+
 def mosec(batch: int, wait_ms: int) -> Server:
     """mosec in one of its settings."""
     return Server(
@@ -242,6 +247,11 @@ def mosec(batch: int, wait_ms: int) -> Server:
     )
 
 
+def mosec_servers() -> list[Server]:
+    """mosec in all of its settings."""
+    return [mosec(batch, wait_ms) for batch, wait_ms in MOSEC_SETTINGS]
+
+
 def fastapi(app: str, path: str, environ: dict[str, str]) -> Server:
     """A FastAPI application under uvicorn, the model in its process."""
     return Server(
@@ -258,7 +268,7 @@ def fastapi(app: str, path: str, environ: dict[str, str]) -> Server:
         ],
         path=path,
         environ=environ,
-        pins=(("uvicorn", WORKER_CPU),),
+        pins=(("uvicorn", FRONT_CPU),),
     )
 
 
@@ -267,7 +277,7 @@ def lightgbm_servers() -> list[Server]:
     path = "/v2/models/breast_cancer/infer"
     return [
         modelhost("breast_cancer", path),
-        *(mosec(batch, wait_ms) for batch, wait_ms in ((1, 0), (16, 1), (64, 1), (128, 2))),
+        *mosec_servers(),
         fastapi("fastapi_app:app", path, MODEL_FILE),
         Server(
             name="MLServer",

@@ -105,10 +105,10 @@ def array_from_values(spec: TensorSpec, shape: Sequence[int], values: Sequence[A
 
 def flat_reader(spec: TensorSpec, shape: Sequence[int]) -> Callable[[Sequence[Any]], Array]:
     """What `array_from_values` does for one shape, in half the time: for shapes that repeat."""
-    code = _PACK_CODES.get(spec.datatype)
-    if code is None or math.prod(shape) > _PACK_MAX_ELEMENTS:
+    code, count = _PACK_CODES.get(spec.datatype), math.prod(shape)
+    if code is None or not 0 < count <= _PACK_MAX_ELEMENTS:
         return partial(array_from_values, spec, tuple(shape))
-    pack = struct.Struct(f"<{math.prod(shape)}{code}").pack
+    pack = struct.Struct(f"<{count}{code}").pack
     dtype, sizes = NUMPY_DTYPES[spec.datatype], tuple(shape)
 
     def read(values: Sequence[Any]) -> Array:

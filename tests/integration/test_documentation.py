@@ -36,9 +36,10 @@ def examples() -> list[Example]:
 
 
 def close(shown: Any, received: Any) -> bool:
-    """Equal but for the last digits of numbers, which another processor may round otherwise."""
+    """Equal but for the last digits of numbers: the models were trained on this machine's processor, whose rounding
+    adds up over a training."""
     if isinstance(shown, float) and isinstance(received, float | int):
-        return shown == pytest.approx(received, rel=1e-6, abs=1e-9)
+        return shown == pytest.approx(received, rel=1e-4, abs=1e-7)
     if isinstance(shown, dict) and isinstance(received, dict):
         return shown.keys() == received.keys() and all(close(shown[key], received[key]) for key in shown)
     if isinstance(shown, list) and isinstance(received, list):
