@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import report
 from benchmarks.bench import cancer_rows
-from benchmarks.openloop import Outcome, generate, open_loop, post, quantile
+from benchmarks.openloop import open_loop, post, quantile
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
 
 SLOW_TOML = """runtime = "python"
@@ -63,7 +65,7 @@ DEADLINE_MS = 1000
 
 @contextmanager
 def host(models: str, workers: int = 1) -> Iterator[Running]:
-    """A host with these models, the generator on the front's CPU, the workers on the other."""
+    """A host with these models: the front on one CPU, the workers on the other, the generator on either."""
     with tempfile.TemporaryDirectory(prefix="mh-") as directory:
         repository = Path(directory)
         shutil.copytree(REPOSITORY / "breast_cancer", repository / "breast_cancer")
@@ -73,9 +75,6 @@ def host(models: str, workers: int = 1) -> Iterator[Running]:
         (package / "model.py").write_text(SLOW_CODE)
         first, path = (SLOW_BODY, SLOW_PATH) if models.startswith("slow") else (lightgbm_bodies()[0], LIGHTGBM_PATH)
         with running(modelhost(models, path, repository=repository, workers=workers), first) as started:
-            for pid in started.pids():
-                if any(name in started.pids().get(pid, "") for name in ("host.front",)):
-                    os.sched_setaffinity(pid, {FRONT_CPU})
             yield started
 
 
@@ -132,24 +131,23 @@ def _goodput(row: dict[str, Any]) -> float:
 
 # -- a noisy neighbour -------------------------------------------------------------------------------------------
 def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
-    """LightGBM at a third of its capacity, alone and beside a model that is flooded at three times its own."""
+    """LightGBM at a third of its capacity, alone and beside a model that is flooded at three times its own.
+
+    The flood comes from another process, and its model runs on another CPU: what is shared is the front.
+    """
     requests = lightgbm_requests()
     found = []
-    with host("breast_cancer slow") as started:
+    with host("breast_cancer slow") as started, ProcessPoolExecutor(1, get_context("spawn")) as other_process:
+        for pid, command in started.pids().items():
+            if "by_path.py" in command and "/slow/" in command:
+                os.sched_setaffinity(pid, {FRONT_CPU})
         capacity = max(open_loop(started.port, requests, rate, 2).goodput for rate in (5_000, 10_000, 15_000, 20_000))
         rate = capacity / 3
-
-        async def both(flood: bool) -> tuple[Outcome, Outcome | None]:
-            mine = generate(started.port, requests, rate, seconds)
-            if not flood:
-                return await mine, None
-            other = generate(started.port, [SLOW], 3 * SLOW_CAPACITY, seconds)
-            measured, flooding = await asyncio.gather(mine, other)
-            return measured, flooding
-
         for pair in range(pairs):
-            alone, _ = asyncio.run(both(flood=False))
-            beside, flooding = asyncio.run(both(flood=True))
+            alone = open_loop(started.port, requests, rate, seconds)
+            flood = other_process.submit(open_loop, started.port, [SLOW], 3 * SLOW_CAPACITY, seconds)
+            beside = open_loop(started.port, requests, rate, seconds)
+            flooding = flood.result()
             alone_ms, beside_ms = quantile(alone.admitted_ms, 0.99), quantile(beside.admitted_ms, 0.99)
             found.append(
                 {
@@ -157,7 +155,7 @@ def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
                     "beside_p99_ms": round(beside_ms, 2),
                     "ratio": round(beside_ms / alone_ms, 2),
                     "errors": beside.sent - beside.statuses[200],
-                    "flood": flooding.describe() if flooding is not None else {},
+                    "flood": flooding.describe(),
                 }
             )
             say(f"noisy: pair {pair + 1} of {pairs}: {found[-1]}")

@@ -26,7 +26,7 @@ from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestH
 from host.protocol.package import Package
 from host.protocol.tensors import Array, checked_output
 from host.protocol.v1 import PredictCodec, PredictRequest
-from host.protocol.v2 import InferCodec, InferRequest
+from host.protocol.v2 import BatchOutputs, InferCodec, InferRequest
 from models.pace import Pace
 from models.runtimes import Runtime
 from models.statistics import ModelStatistics
@@ -128,12 +128,13 @@ class Service:
         if not self._batchable:
             return 1, None
         rows = len(arrays[0])
-        for spec, array in zip(self._signature.inputs[1:], arrays[1:], strict=True):
-            if len(array) != rows:
-                raise InvalidInput(
-                    f"input '{spec.name}': expected {rows} rows as in '{self._signature.inputs[0].name}', "
-                    f"received {len(array)}"
-                )
+        if len(arrays) > 1:
+            for spec, array in zip(self._signature.inputs, arrays, strict=True):
+                if len(array) != rows:
+                    raise InvalidInput(
+                        f"input '{spec.name}': expected {rows} rows as in '{self._signature.inputs[0].name}', "
+                        f"received {len(array)}"
+                    )
         if not 1 <= rows <= self._max_batch_rows:
             raise InvalidInput(
                 f"input '{self._signature.inputs[0].name}': expected 1 to {self._max_batch_rows} rows "
@@ -172,12 +173,11 @@ class Service:
         inference_ns = time.perf_counter_ns() - start_ns
         self._count_batch(batch, rows, now_ns, inference_ns)
         answers: list[bytes] = []
+        answered = BatchOutputs(outputs, self._signature.outputs[0], batchable=self._batchable)
         start = 0
         for call in batch:
-            end = start + call.rows
-            part = [output[start:end] for output in outputs] if len(batch) > 1 else outputs
-            start = end
-            answers.append(self._answer(call, part, now_ns, rows, inference_ns, backlog_rows))
+            answers.append(self._answer(call, answered, start, now_ns, rows, inference_ns, backlog_rows))
+            start += call.rows
         self.statistics.inference_stats.compute_output.add(time.perf_counter_ns() - start_ns - inference_ns, len(batch))
         return answers
 
@@ -213,14 +213,22 @@ class Service:
 
     # -- out --------------------------------------------------------------------------------------------
     def _answer(
-        self, call: Call, outputs: Sequence[Array], now_ns: int, batch_rows: int, inference_ns: int, backlog_rows: int
+        self,
+        call: Call,
+        outputs: BatchOutputs,
+        start: int,
+        now_ns: int,
+        batch_rows: int,
+        inference_ns: int,
+        backlog_rows: int,
     ) -> bytes:
-        head = call.head
+        head, end = call.head, start + call.rows
         try:
             if isinstance(call.request, InferRequest):
-                body, json_bytes = self._infer.encode(call.request, outputs, head.accept)
+                body, json_bytes = self._infer.encode_rows(call.request, outputs, start, end, head.accept)
             else:
-                body, json_bytes = self._predict.encode(call.request, outputs, head.accept), NO_JSON_HEADER
+                part = outputs.rows(start, end)
+                body, json_bytes = self._predict.encode(call.request, part, head.accept), NO_JSON_HEADER
         except RequestError as error:
             return self._refused(call, error, now_ns)
         except Exception:

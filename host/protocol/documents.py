@@ -18,7 +18,8 @@ _MEDIA_TYPES: Final = {
     "application/x-msgpack": Encoding.MSGPACK,
 }
 
-_encode_json = msgspec.json.Encoder().encode
+encode_json: Final = msgspec.json.Encoder().encode
+"""A value or msgspec struct as JSON."""
 
 
 def media_encoding(media_type: str) -> Encoding | None:
@@ -29,7 +30,7 @@ def media_encoding(media_type: str) -> Encoding | None:
 def encode_document(value: Any, encoding: Encoding) -> bytes:
     """Write a document of plain values (and msgspec structs, for JSON)."""
     if encoding is Encoding.JSON:
-        return _encode_json(value)
+        return encode_json(value)
     return msgpack.packb(msgspec.to_builtins(value, builtin_types=(bytes,)))  # type: ignore[no-any-return]
 
 

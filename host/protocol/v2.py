@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 import msgspec
 
-from host.protocol.documents import decode_document, encode_document
+from host.protocol.documents import decode_document, encode_document, encode_json
 from host.protocol.errors import InvalidInput, Malformed
 from host.protocol.messages import NO_JSON_HEADER, Encoding
 from host.protocol.tensors import (
@@ -107,6 +107,37 @@ class _Declared(msgspec.Struct, frozen=True):
     """Flat values to an array of the declared shape."""
 
 
+class BatchOutputs:
+    """What a model answered for a batch: one array per output; the first dimension is rows if it is `batchable`."""
+
+    __slots__ = ("_arrays", "_batchable", "_first", "_values", "first_inner")
+
+    def __init__(self, arrays: Sequence[Array], first: TensorSpec, *, batchable: bool) -> None:
+        self._arrays = arrays
+        self._first = first
+        self._batchable = batchable
+        self._values: list[Any] | None = None if batchable else []
+        self.first_inner: tuple[int, ...] = arrays[0].shape[1:]
+
+    def rows(self, start: int, end: int) -> Sequence[Array]:
+        """Some rows of every output; of a model without a batch dimension, all that there is."""
+        return [array[start:end] for array in self._arrays] if self._batchable else self._arrays
+
+    def first_values(self, start: int, end: int) -> list[Any] | None:
+        """Some rows of the first output as flat values for JSON; None if it cannot say those of all rows."""
+        values = self._values
+        if values is None:
+            try:
+                values = values_of(self._first.name, self._first.datatype, self._arrays[0])
+            except InvalidInput:
+                values = []
+            self._values = values
+        if not values:
+            return None
+        width = len(values) // len(self._arrays[0])
+        return values[start * width : end * width]
+
+
 class InferCodec:
     """Reads requests for one model version and writes its answers."""
 
@@ -119,7 +150,7 @@ class InferCodec:
         self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
         self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
         self._declared: dict[tuple[object, ...], _Declared] = {}
-        self._openings: dict[tuple[int, ...], bytes] = {}
+        self._openings: dict[tuple[int, tuple[int, ...]], bytes] = {}
         # Most models take inputs of one scalar type: their documents are read in one typed pass.
         # FP16 cannot travel in a document, so a model that takes it never has one of these.
         scalars = {None if spec.datatype == "FP16" else scalar_type(spec.datatype) for spec in signature.inputs}
@@ -258,23 +289,6 @@ class InferCodec:
         Returns the body, and the length of its JSON part if binary data follows (else `NO_JSON_HEADER`).
         In msgpack, binary data stands in `data` itself, as a `bin`. Raises `InvalidInput`.
         """
-        if encoding is Encoding.JSON and request.id is None and request.outputs == _ONE_IN_DOCUMENT:
-            return self._encode_one(outputs[0]), NO_JSON_HEADER
-        return self._encode(request, outputs, encoding)
-
-    def _encode_one(self, array: Array) -> bytes:
-        """The first output in JSON and no more, as most answers are: only the values differ between two of a shape."""
-        spec = self._signature.outputs[0]
-        opening = self._openings.get(array.shape)
-        if opening is None:
-            tensor = _OutputTensor(spec.name, spec.datatype, array.shape, data=[])
-            answer = _Answer(self._model_name, self._model_version, [tensor])
-            opening = encode_document(answer, Encoding.JSON).removesuffix(b"[]" + _CLOSING)
-            if len(self._openings) < _OPENINGS_MAX:
-                self._openings[array.shape] = opening
-        return opening + encode_document(values_of(spec.name, spec.datatype, array), Encoding.JSON) + _CLOSING
-
-    def _encode(self, request: InferRequest, outputs: Sequence[Array], encoding: Encoding) -> tuple[bytes, int]:
         tensors: list[_OutputTensor] = []
         binary: list[bytes] = []
         for index, as_binary in request.outputs:
@@ -291,6 +305,33 @@ class InferCodec:
         document = encode_document(answer, encoding)
         tail = b"".join(binary)
         return (document + tail, len(document)) if tail else (document, NO_JSON_HEADER)
+
+    def encode_rows(
+        self, request: InferRequest, outputs: BatchOutputs, start: int, end: int, encoding: Encoding
+    ) -> tuple[bytes, int]:
+        """`encode` for the rows of one request in a batch.
+
+        Most answers are the first output in JSON and no more: between two of a shape only the values differ, and
+        the batch's values become Python's once for all of its requests.
+        """
+        if encoding is Encoding.JSON and request.id is None and request.outputs == _ONE_IN_DOCUMENT:
+            values = outputs.first_values(start, end)
+            if values is not None:
+                shape = (end - start, outputs.first_inner)
+                opening = self._openings.get(shape) or self._opening(shape)
+                return opening + encode_json(values) + _CLOSING, NO_JSON_HEADER
+        return self.encode(request, outputs.rows(start, end), encoding)
+
+    def _opening(self, shape: tuple[int, tuple[int, ...]]) -> bytes:
+        """What a document of the first output in that shape begins with, up to its values."""
+        spec = self._signature.outputs[0]
+        rows, inner = shape
+        tensor = _OutputTensor(spec.name, spec.datatype, (rows, *inner), data=[])
+        answer = _Answer(self._model_name, self._model_version, [tensor])
+        opening = encode_json(answer).removesuffix(b"[]" + _CLOSING)
+        if len(self._openings) < _OPENINGS_MAX:
+            self._openings[shape] = opening
+        return opening
 
 
 def _document_data(spec: TensorSpec, array: Array, as_binary: bool, encoding: Encoding) -> Any:
