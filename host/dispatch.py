@@ -46,6 +46,9 @@ STALL_UNKNOWN_NS: Final = 1_000_000_000
 """A worker gets nothing new when it has answered nothing for 250 ms and four times what its work should take; for
 1 s as long as nobody knows what its work takes. It is back with its next answer."""
 
+OTHERS_MAX_AGE_NS: Final = 250_000_000
+"""How long a worker's word on other fronts' rows is believed when it has no work of this front."""
+
 SIZES_MEMORY: Final = 0.99
 """How much of the sums behind rows per byte is kept at each answer: the last hundred or so requests count."""
 
@@ -139,20 +142,30 @@ class Worker:
     """What the worker's last answer said of rows waiting there for other fronts."""
     row_ns: int = 0
     """What one row more costs the worker, as its last answer said; 0: not known yet."""
+    batch_ns: int = 0
+    """What a batch costs it before its first row."""
     progress_ns: int = 0
     """When it answered last, or got work while it had none."""
     leaving: bool = False
 
-    def stalled(self, now_ns: int) -> bool:
+    def stalled(self, now_ns: int, max_batch_rows: int) -> bool:
         """Whether it has gone quiet over its work."""
         if not self.in_flight:
             return False
         quiet_ns = now_ns - self.progress_ns
         if quiet_ns <= STALL_MIN_NS:
             return False
-        if not self.row_ns:
+        if not (self.row_ns or self.batch_ns):
             return quiet_ns > STALL_UNKNOWN_NS
-        return quiet_ns > STALL_MIN_NS + STALL_FACTOR * (self.rows + self.others_rows) * self.row_ns
+        rows = self.rows + self.others_rows
+        batches = 1 + -(-rows // max_batch_rows)
+        return quiet_ns > STALL_MIN_NS + STALL_FACTOR * (batches * self.batch_ns + rows * self.row_ns)
+
+    def load_rows(self, now_ns: int) -> int:
+        """Rows that it has, over all fronts. What it said of others holds for a while when nothing is asked of it."""
+        if self.others_rows and (self.in_flight or now_ns - self.progress_ns <= OTHERS_MAX_AGE_NS):
+            return self.rows + self.others_rows
+        return self.rows
 
 
 @dataclass(slots=True, eq=False)
@@ -196,13 +209,22 @@ class Pool:
         for worker in self.workers.values():
             if worker.leaving:
                 continue
-            rows = worker.rows + worker.others_rows
+            rows = worker.load_rows(now_ns)
             sent_rows += rows
             if (best is None or rows < best_rows) and not (
-                now_ns - worker.progress_ns > STALL_MIN_NS and worker.stalled(now_ns)
+                now_ns - worker.progress_ns > STALL_MIN_NS and worker.stalled(now_ns, self.limits.max_batch_rows)
             ):
                 best, best_rows = worker, rows
         return best, sent_rows
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of this front is queued or with a worker."""
+        return not self.queue and not any(worker.in_flight for worker in self.workers.values())
+
+    def forget_cost(self) -> None:
+        """The workers that told it are gone."""
+        self.batch_ns = self.row_ns = 0
 
     def fits(self, worker: Worker, rows: int) -> bool:
         """Whether a request fits into a worker's window; an idle one takes any, so none waits for ever."""
@@ -264,7 +286,8 @@ class Dispatcher:
             return (Refuse(pending, DeadlineExceeded("deadline passed before the request was queued")),)
         worker, sent_rows = pool.least_loaded(now_ns)
         wait_ns = pool.wait_ns(pending.rows, sent_rows)
-        if wait_ns > remaining_ns:
+        # An idle model is always asked: only its answers can correct an estimate that is wrong by now.
+        if wait_ns > remaining_ns and not pool.idle:
             self.counters.would_be_late += 1
             return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
         if worker is not None and not pool.queue and pool.fits(worker, pending.rows):
@@ -352,6 +375,7 @@ class Dispatcher:
         pool.queue.extendleft(reversed(again))
         pool.queued_rows += sum(pending.rows for pending in again)
         if not pool.ready:
+            pool.forget_cost()
             actions.extend(self._refuse_queue(pool))
         return actions + self._feed(pool, now_ns)
 
@@ -368,11 +392,8 @@ class Dispatcher:
         if head.rows:
             pool.learn_size(head.rows, finished.size_bytes)
         if head.batch_rows:
-            answering.row_ns, pool.row_ns, pool.batch_ns = (
-                head.row_service_ns,
-                head.row_service_ns,
-                head.batch_service_ns,
-            )
+            answering.row_ns = pool.row_ns = head.row_service_ns
+            answering.batch_ns = pool.batch_ns = head.batch_service_ns
             answering.others_rows = max(0, head.backlog_rows - answering.rows)
         answers: tuple[Action, ...] = ()
         if self.pending.pop(head.sequence, None) is None:

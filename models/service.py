@@ -82,6 +82,8 @@ class Service:
         # Requests whose inner dimensions differ cannot be joined; where none is variable, all can.
         self._inner_varies = any(-1 in spec.shape[1:] for spec in package.signature.inputs)
         self._pace = Pace()
+        self._ran_rows = 0
+        """Of the last batch, if it ran in one call."""
         self._batch_service_ns, self._row_service_ns = 0, 0
         self._guard: Guard = NoGuard()
         self._hang_s = float(package.limits.hang_s)
@@ -91,10 +93,14 @@ class Service:
         """Have every call of the model watched from now on: `limits.hang_s` each."""
         self._guard = guard
 
-    def took(self, rows: int, ns: int) -> None:
-        """Learn what a batch cost in all: reading, running and answering it."""
-        self._pace.learn(rows, ns)
-        self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
+    def took(self, ns: int) -> None:
+        """Learn what the last batch cost in all: reading, running and answering it.
+
+        Unless it was late as a whole, or failed and was run again in parts: that says nothing of the next one.
+        """
+        if self._ran_rows:
+            self._pace.learn(self._ran_rows, ns)
+            self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
 
     def decoded(self, calls: int, ns: int) -> None:
         """Count calls that were read, and how long it took."""
@@ -147,6 +153,7 @@ class Service:
     # -- through ----------------------------------------------------------------------------------------
     def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
         """Answer a batch: one response frame per call, in order. Never raises for a request or a model."""
+        self._ran_rows = 0
         late = [call for call in batch if call.deadline_ns <= now_ns]
         if not late:
             return self._execute(batch, now_ns, backlog_rows)
@@ -169,10 +176,13 @@ class Service:
                 return [self._failed(batch[0], error, now_ns)]
             # Only the guilty request fails: each is run once more by itself.
             logger.warning("a batch of %d requests failed; running each alone", len(batch))
-            return [self._execute([call], now_ns, backlog_rows)[0] for call in batch]
+            answers = [self._execute([call], now_ns, backlog_rows)[0] for call in batch]
+            self._ran_rows = 0
+            return answers
+        self._ran_rows = rows
         inference_ns = time.perf_counter_ns() - start_ns
         self._count_batch(batch, rows, now_ns, inference_ns)
-        answers: list[bytes] = []
+        answers = []
         answered = BatchOutputs(outputs, self._signature.outputs[0], batchable=self._batchable)
         start = 0
         for call in batch:

@@ -38,7 +38,7 @@ def body_timeout_ns(body: bytes, encoding: Encoding, json_bytes: int) -> int | N
         body, encoding = body[:document_bytes], Encoding.JSON
     try:
         parameters = _DECODERS[encoding](body).parameters
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if parameters is None or parameters.timeout is None or parameters.timeout < 0:
         return None

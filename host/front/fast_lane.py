@@ -28,7 +28,9 @@ HEADS_REMEMBERED: Final = 4096
 """Heads repeat on a kept-alive connection; when there are more, all are forgotten."""
 
 PIPELINE_MAX: Final = 64
-"""Requests of one connection that wait for their answers; it is read on when there are fewer."""
+"""Requests of one connection that wait for their answers."""
+PIPELINE_RESUME: Final = 32
+"""A connection that had so many is read on when this many wait."""
 
 HEAD_TIMEOUT_S: Final = 10.0
 """From the first byte of a head to its last."""
@@ -145,7 +147,9 @@ class FastConnection(asyncio.Protocol):
         "_blocked_ns",
         "_body",
         "_calls",
+        "_closed_ns",
         "_discard",
+        "_going_on",
         "_head_ns",
         "_lane",
         "_leaving",
@@ -170,12 +174,17 @@ class FastConnection(asyncio.Protocol):
         self._active_ns = time.monotonic_ns()
         self._head_ns = 0
         self._blocked_ns = 0
+        self._closed_ns = 0
+        self._going_on = False
+        """What waited for its turn is about to be read."""
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by shape, not by class
         self._lane.connections.add(self)
+        if self._lane.stopping:
+            self._close()
 
     def data_received(self, data: bytes) -> None:
         """Take requests apart and begin each that is whole."""
@@ -209,38 +218,42 @@ class FastConnection(asyncio.Protocol):
         self._pause(_PAUSED_BY_CLIENT)
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """It does again: do what was put off."""
         self._blocked_ns = 0
         self._resume(_PAUSED_BY_CLIENT)
+        self._go_on_soon()
+        if not self._calls and self._leaving:
+            self._end()
 
     # -- requests -----------------------------------------------------------------------------------------
     def _read(self, data: bytes) -> None:
         lane = self._lane
-        while data and not self._discard:
+        start, size = 0, len(data)
+        while start < size and not self._discard:
             if len(self._calls) >= PIPELINE_MAX:
-                self._rest = data
+                self._rest = data[start:]
                 self._pause(_PAUSED_IN_TURN)
                 return
-            end = data.find(b"\r\n\r\n") + 4
+            end = data.find(b"\r\n\r\n", start) + 4
             if end < 4:
-                if may_become_plain(data):
-                    self._rest = data
+                beginning = data[start:]
+                if may_become_plain(beginning):
+                    self._rest = beginning
                     self._head_ns = self._head_ns or time.monotonic_ns()
                 else:
-                    self._leave(data)
+                    self._leave(beginning)
                 return
-            plain = lane.read_head(data[:end])
+            plain = lane.read_head(data[start:end])
             if plain is None:
-                self._leave(data)
+                self._leave(data[start:])
                 return
             now_ns = self._active_ns = time.monotonic_ns()
             self._head_ns = 0
-            size = end + plain.content_length
-            if len(data) < size:
+            start = end + plain.content_length
+            if start > size:
                 self._await_body(plain, data[end:], now_ns)
                 return
-            self._begin(plain, data[end:size], now_ns)
-            data = data[size:] if len(data) > size else b""
+            self._begin(plain, data[end:start], now_ns)
 
     def _begin(self, plain: PlainHead, body: bytes, received_ns: int) -> None:
         call = self._call(plain, body, received_ns)
@@ -293,9 +306,9 @@ class FastConnection(asyncio.Protocol):
         body.parts.append(part)
         if body.missing:
             return b""
+        call = self._call(body.plain, b"".join(body.parts), body.received_ns)
         body.timer.cancel()
         self._body = None
-        call = self._call(body.plain, b"".join(body.parts), body.received_ns)
         self._calls.append(call)
         self._lane.gateway.submit(call, time.monotonic_ns())
         return rest
@@ -350,7 +363,7 @@ class FastConnection(asyncio.Protocol):
     @property
     def _last(self) -> bool:
         """Whether the next answer is the last of its connection."""
-        return self._lane.stopping and len(self._calls) == 1
+        return self._lane.stopping and len(self._calls) == 1 and not self._rest and self._body is None
 
     def _finish(self, call: LaneCall, answer: bytes) -> None:
         calls = self._calls
@@ -365,20 +378,27 @@ class FastConnection(asyncio.Protocol):
             answer = b"".join(parts)
         if self._transport is not None:
             self._transport.write(answer)
-        if self._paused & _PAUSED_IN_TURN:
-            self._go_on()
+        self._go_on_soon()
         if not calls and (self._leaving or self._discard or self._lane.stopping):
             self._end()
 
+    def _go_on_soon(self) -> None:
+        """Have what waited for its turn read in a turn of its own, and not inside somebody else's answer.
+
+        Not while the client does not take its answers: there would be more and more of them.
+        """
+        waits = self._paused == _PAUSED_IN_TURN and not self._leaving
+        if waits and not self._going_on and len(self._calls) <= PIPELINE_RESUME:
+            self._going_on = True
+            self._lane.loop.call_soon(self._go_on)
+
     def _go_on(self) -> None:
-        """Read what waited for its turn."""
+        self._going_on = False
+        if self._transport is None or self._paused != _PAUSED_IN_TURN:
+            return
         data, self._rest = self._rest, b""
         self._resume(_PAUSED_IN_TURN)
-        if self._leaving:
-            self._rest = data
-            self._pause(_PAUSED_IN_TURN)
-        elif data:
-            self._read(data)
+        self._read(data)
 
     # -- the end ------------------------------------------------------------------------------------------
     def _leave(self, data: bytes) -> None:
@@ -403,8 +423,10 @@ class FastConnection(asyncio.Protocol):
     def _end(self) -> None:
         """Everything is answered: what comes next, if anything, is not for us."""
         if self._leaving:
-            self._leaving = False
-            self._leave(self._rest)
+            # aiohttp has to see how the client takes its answers from the beginning.
+            if not self._paused & _PAUSED_BY_CLIENT:
+                self._leaving = False
+                self._leave(self._rest)
         elif self._transport is None:
             return
         elif self._discard:
@@ -420,6 +442,7 @@ class FastConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._transport is not None:
+            self._closed_ns = self._closed_ns or time.monotonic_ns()
             self._transport.close()
 
     def abort(self) -> None:
@@ -429,7 +452,9 @@ class FastConnection(asyncio.Protocol):
 
     def sweep(self, now_ns: int, keepalive_ns: int) -> None:
         """Close if idle, slow with a head, or not taking answers for too long."""
-        if self._blocked_ns and now_ns - self._blocked_ns > WRITE_TIMEOUT_S * _NS_PER_S:
+        # A close waits until what is written has been taken, however long the client takes for it.
+        waiting_since_ns = self._blocked_ns or self._closed_ns
+        if waiting_since_ns and now_ns - waiting_since_ns > WRITE_TIMEOUT_S * _NS_PER_S:
             self.abort()
         elif self._calls or self._body is not None:
             self._active_ns = now_ns

@@ -19,7 +19,7 @@ from host.config.run_dir import RunDirectory
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
 from host.front.documents import SERVER_NAME
-from host.front.fast_lane import LINGER_S, FastConnection, FastLane
+from host.front.fast_lane import LINGER_S, SWEEP_S, WRITE_TIMEOUT_S, FastConnection, FastLane
 from host.front.gateway import Gateway
 from host.front.handler import Handler
 from host.front.headers import RequestIds
@@ -33,6 +33,7 @@ from host.protocol.process import settle_memory
 logger = logging.getLogger("modelhost.front")
 
 LISTEN_BACKLOG: Final = 1024
+_NS_PER_S: Final = 1_000_000_000
 HELD_BODIES: Final = 16
 """A front holds at most so many bodies of the largest size, or any number of smaller ones of the same sum."""
 
@@ -78,7 +79,7 @@ async def serve_front(options: FrontOptions) -> None:
     )
     if options.fast_lane:
         http.fast_lane = lane
-    sweep = asyncio.create_task(lane.sweep())
+    sweeps = [asyncio.create_task(lane.sweep()), asyncio.create_task(http.sweep())]
     settle_memory()
     listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
     logger.info("listening on %s port %d", options.address, options.port)
@@ -99,9 +100,9 @@ async def serve_front(options: FrontOptions) -> None:
     await http.server.shutdown(max(0.0, options.drain_s - (time.monotonic() - draining)))
 
     # 4. stop
-    for task in (links, sweep):
+    for task in (links, *sweeps):
         task.cancel()
-    await asyncio.gather(links, sweep, return_exceptions=True)
+    await asyncio.gather(links, *sweeps, return_exceptions=True)
     logger.info("stopped")
 
 
@@ -132,13 +133,41 @@ class FrontServer:
 
     def aiohttp_protocol(self) -> asyncio.Protocol:
         """The protocol of a connection that aiohttp serves."""
-        return _JsonErrors(self.server, **self._options)
+        return _AiohttpConnection(self.server, **self._options)
+
+    async def sweep(self) -> None:
+        """Cut off clients of aiohttp's connections that do not take their answers, once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_ns = time.monotonic_ns()
+            for connection in list(self.server.connections):
+                cast("_AiohttpConnection", connection).sweep(now_ns)
 
 
-class _JsonErrors(RequestHandler):
-    """Answers what aiohttp itself refuses (broken heads, oversized headers) in modelhost's form."""
+class _AiohttpConnection(RequestHandler):
+    """A connection that aiohttp serves.
 
-    __slots__ = ()
+    What aiohttp itself refuses (broken heads, oversized headers) is answered in modelhost's form. aiohttp sets no limit
+    to how long a client takes for its answers, not even when it has closed the connection: `sweep` does.
+    """
+
+    __slots__ = ("_stuck_ns", "_unsent_bytes", "_wire")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin. aiohttp forgets the transport when it closes; it may be open for long after that."""
+        self._wire = cast("asyncio.Transport", transport)
+        self._stuck_ns = 0
+        self._unsent_bytes = 0
+        super().connection_made(transport)
+
+    def sweep(self, now_ns: int) -> None:
+        """Abort if nothing that waits for the client has been taken for `WRITE_TIMEOUT_S`."""
+        unsent_bytes = self._wire.get_write_buffer_size()
+        if unsent_bytes == 0 or unsent_bytes < self._unsent_bytes or not self._stuck_ns:
+            self._stuck_ns = now_ns
+        elif now_ns - self._stuck_ns > WRITE_TIMEOUT_S * _NS_PER_S:
+            self._wire.abort()
+        self._unsent_bytes = unsent_bytes
 
     def handle_error(
         self,

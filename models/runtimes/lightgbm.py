@@ -39,11 +39,14 @@ class LightGBMRuntime:
 
     def predict(self, inputs: Sequence[Array]) -> Sequence[Any]:
         """Predict probabilities or values: (rows,) or (rows, classes), brought to the output's shape."""
-        if len(inputs) == 1:
+        if len(inputs) == 1 and inputs[0].ndim == 2:
             matrix = inputs[0]
         else:
             rows = len(inputs[0])
             matrix = np.concatenate([inputs[index].reshape(rows, -1) for index in self._order], axis=1)
+        if matrix.dtype.kind != "f":
+            # `Booster.predict` would make float32 of integers, and round those above 2**24.
+            matrix = matrix.astype(np.float64)
         if self._few is not None and len(matrix) <= self._few_rows:
             scores = self._few.predict(matrix)
         else:

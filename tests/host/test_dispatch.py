@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from host.dispatch import (
     AHEAD_BATCHES,
     DEATHS_MAX,
+    OTHERS_MAX_AGE_NS,
     STALL_MIN_NS,
     STALL_UNKNOWN_NS,
     Action,
@@ -177,15 +178,53 @@ def test_unknown_answer_is_counted_and_dropped() -> None:
 def test_request_that_cannot_make_it_is_refused_at_once() -> None:
     made = dispatcher(max_queue=100)
     learn(made, row_ns=10 * MS)
-    # Alone it takes one row: at the limit it is taken, a nanosecond below it is not.
-    error = refusal(submit(made, 1, deadline_ns=10 * MS - 1), WouldBeLate)
+    submit(made, 1)
+    # One ahead, as much again in its batch, itself: at the limit it is taken, a nanosecond below it is not.
+    error = refusal(submit(made, 2, deadline_ns=30 * MS - 1), WouldBeLate)
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == 1
-    assert shown(submit(made, 2, deadline_ns=10 * MS)) == [("send", 2, 1)]
-    # One ahead, as much again in its batch, itself.
-    refusal(submit(made, 3, deadline_ns=30 * MS - 1), WouldBeLate)
-    assert shown(submit(made, 4, deadline_ns=30 * MS)) == [("send", 4, 1)]
-    assert made.counters.would_be_late == 2
+    assert shown(submit(made, 3, deadline_ns=30 * MS)) == [("send", 3, 1)]
+    assert made.counters.would_be_late == 1
+
+
+def test_an_idle_model_is_asked_whatever_the_estimate_says() -> None:
+    made = dispatcher(max_queue=100)
+    learn(made, batch_ns=1000 * MS)
+    # Only an answer can correct what a bad moment taught.
+    assert shown(submit(made, 1, deadline_ns=10 * MS)) == [("send", 1, 1)]
+    refusal(submit(made, 2, deadline_ns=10 * MS), WouldBeLate)
+    answered(made, 1, 1, batch_rows=1, batch_service_ns=MS)
+    assert shown(submit(made, 3, 4, deadline_ns=10 * MS)) == [("send", 3, 1), ("send", 4, 1)]
+
+
+def test_the_estimate_goes_with_the_last_worker() -> None:
+    made = dispatcher(max_queue=100)
+    learn(made, batch_ns=1000 * MS)
+    made.worker_lost(1, 0)
+    made.worker_joined(2, KEY, made.pools[KEY].limits, 0)
+    assert shown(submit(made, 1, 2, deadline_ns=10 * MS)) == [("send", 1, 2), ("send", 2, 2)]
+
+
+def test_other_fronts_rows_are_old_news_after_a_while() -> None:
+    made = dispatcher(max_queue=100, workers=2)
+    submit(made, 1)
+    answered(made, 1, 1, now_ns=0, batch_rows=1, backlog_rows=7, row_service_ns=MS)
+    worker = made.workers[1]
+    assert worker.load_rows(OTHERS_MAX_AGE_NS) == 7
+    assert worker.load_rows(OTHERS_MAX_AGE_NS + 1) == 0
+    submit(made, 2, now_ns=0)
+    worker.in_flight[99] = Pending(sequence=99, pool=KEY, deadline_ns=10**15)
+    assert worker.load_rows(10**12) == 7
+
+
+def test_a_model_with_slow_batches_is_not_taken_for_stalled() -> None:
+    made = dispatcher(max_queue=100, max_batch_rows=4)
+    learn(made, batch_ns=400 * MS, row_ns=1000)
+    submit(made, 1)
+    worker = made.workers[1]
+    # Two batches of 400 ms may be before its answer, and each may take four times that.
+    assert not worker.stalled(STALL_MIN_NS + 3200 * MS, 4)
+    assert worker.stalled(STALL_MIN_NS + 3201 * MS, 4)
 
 
 def wait_ns(made: Dispatcher) -> int:
@@ -278,8 +317,8 @@ def test_worker_that_went_quiet_gets_nothing_new() -> None:
     submit(made, 1, 2)
     late = STALL_MIN_NS + 4 * MS
     answered(made, 2, 2, now_ns=late)
-    assert not made.workers[1].stalled(late)
-    assert made.workers[1].stalled(late + 1)
+    assert not made.workers[1].stalled(late, 8)
+    assert made.workers[1].stalled(late + 1, 8)
     assert [shown(submit(made, sequence, now_ns=late + 1)) for sequence in (3, 4, 5)] == [
         [("send", sequence, 2)] for sequence in (3, 4, 5)
     ]
@@ -291,8 +330,8 @@ def test_worker_that_went_quiet_gets_nothing_new() -> None:
 def test_worker_whose_cost_is_unknown_gets_longer() -> None:
     made = dispatcher(max_batch_rows=8)
     submit(made, 1)
-    assert not made.workers[1].stalled(STALL_UNKNOWN_NS)
-    assert made.workers[1].stalled(STALL_UNKNOWN_NS + 1)
+    assert not made.workers[1].stalled(STALL_UNKNOWN_NS, 8)
+    assert made.workers[1].stalled(STALL_UNKNOWN_NS + 1, 8)
     # Nobody else is there: it waits in the queue, where it can expire.
     assert submit(made, 2, now_ns=STALL_UNKNOWN_NS + 1) == []
     assert shown(answered(made, 1, 1, now_ns=STALL_UNKNOWN_NS + 2)) == [("answer", 1), ("send", 2, 1)]
@@ -301,7 +340,7 @@ def test_worker_whose_cost_is_unknown_gets_longer() -> None:
 def test_idle_worker_is_never_quiet() -> None:
     made = dispatcher()
     assert shown(submit(made, 1, now_ns=10**12)) == [("send", 1, 1)]
-    assert not made.workers[1].stalled(10**12)
+    assert not made.workers[1].stalled(10**12, 1)
 
 
 # -- deaths ---------------------------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ MakeHandHost = Callable[..., HandHost]
 
 CRASHING = '''
 import ctypes
+import itertools
 
 class Model:
-    """Doubles; 13 is read as an address (segmentation fault), 14 waits in C with the interpreter's lock held."""
+    """Doubles; 13 is read as an address (segmentation fault), 14 loops for ever in C and holds the lock."""
 
     def load(self, package):
         pass
@@ -33,7 +34,7 @@ class Model:
         if 13 in inputs["x"]:
             ctypes.string_at(13)
         if 14 in inputs["x"]:
-            ctypes.PyDLL(None).pause()
+            sum(itertools.repeat(0))
         return {"y": inputs["x"] * 2.0}
 '''
 
@@ -76,7 +77,7 @@ def test_a_model_that_hangs_in_native_code_is_dumped_and_replaced(repository: Pa
     assert answer.status in (503, 504)
     assert time.monotonic() - start < 1.5 + 0.5
     until(lambda: host.joined() > joined, "the worker is replaced", 10.0)
-    assert time.monotonic() - start < 1 + 2 + 1.0
+    assert time.monotonic() - start < 1 + 2
     assert host.worker_pids("crashing") != {0: pid}
     log = host.log("crashing.v1:0")
     assert "most recent call first" in log

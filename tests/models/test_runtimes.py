@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 
 from host.protocol.errors import ConfigError
 from host.protocol.package import RUNTIMES, Package, parse_package
+from host.protocol.tensors import NUMPY_DTYPES
 from models.runtimes import LOADERS, Runtime, import_loader
+from models.runtimes.lightgbm_rows import ROWS_MAX
 
 ROWS = np.random.default_rng(0).normal(size=(200, 3))
 TARGET = (ROWS[:, 0] - 2 * ROWS[:, 2] > 0).astype(int)
@@ -53,6 +55,22 @@ def test_lightgbm_takes_one_matrix(booster: tuple[Path, lightgbm.Booster]) -> No
     (scores,) = runtime.predict([ROWS[:5]])
     assert scores.shape == (5, 1)
     assert np.array_equal(scores[:, 0], np.asarray(trained.predict(ROWS[:5])))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("datatype", ["INT64", "INT32", "FP64"])
+def test_a_rows_score_does_not_depend_on_its_batch(tmp_path: Path, datatype: str, shape: tuple[int, ...]) -> None:
+    # float32 cannot tell these numbers apart.
+    column = np.arange(2**24, 2**24 + 200)
+    data = lightgbm.Dataset(column[:, None].astype(float), (column % 8 > 3).astype(int), params={"max_bin": 255})
+    trained = lightgbm.train({"verbose": -1, "min_data_in_leaf": 1, "num_threads": 1, "seed": 1}, data, 20)
+    trained.save_model(tmp_path / "model.txt")
+    runtime = load(tmp_path, **LIGHTGBM, inputs=[tensor("x", datatype, *shape)])
+    expected = np.asarray(trained.predict(column[:, None].astype(float)))
+    values = column.astype(NUMPY_DTYPES[datatype]).reshape(shape)
+    for rows in (1, ROWS_MAX, ROWS_MAX + 1, 200):
+        found = np.concatenate([runtime.predict([values[at : at + rows]])[0] for at in range(0, 200, rows)])
+        assert np.array_equal(found[:, 0], expected)
 
 
 def test_lightgbm_takes_named_columns_in_any_order(booster: tuple[Path, lightgbm.Booster]) -> None:

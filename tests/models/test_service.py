@@ -18,6 +18,7 @@ from host.protocol.messages import Encoding, Operation, RequestHead, ResponseHea
 from host.protocol.package import GoldenCase, parse_package
 from host.protocol.tensors import Array
 from models.golden import run_golden_cases, warm_up
+from models.pace import FEW_BATCHES
 from models.service import Call, Service
 
 PACKAGE = {
@@ -84,12 +85,26 @@ def test_each_request_gets_its_own_rows_back(requests: list[list[list[float]]]) 
 def test_answer_carries_the_timings_of_its_batch() -> None:
     made = service()
     for rows in (1, 2, 3, 4, 5):
-        made.took(rows, ns=1000 * rows)
+        made.run([call(made, [[0, 0]] * rows)], now_ns=1, backlog_rows=0)
+        made.took(ns=1000 * rows)
     batch = [call(made, [[1, 2]]), call(made, [[3, 4], [5, 6]])]
     for (head, _), rows in zip(answers(made.run(batch, now_ns=500, backlog_rows=7)), (1, 2), strict=True):
         assert (head.status, head.rows, head.batch_rows, head.queue_ns, head.backlog_rows) == (200, rows, 3, 500, 7)
         assert head.inference_ns > 0
         assert (head.batch_service_ns, head.row_service_ns) == pytest.approx((0, 1000), abs=1)
+
+
+def test_a_batch_that_was_late_or_failed_says_nothing_of_the_next() -> None:
+    made = service()
+    for _ in range(FEW_BATCHES):
+        made.run([call(made, [[1, 2]])], now_ns=1, backlog_rows=0)
+        made.took(ns=1000)
+    made.run([call(made, [[1, 2]] * 8, deadline_ns=1)], now_ns=2, backlog_rows=0)
+    made.took(ns=1)
+    made.run([call(made, [[1, 2]]), call(made, [[666, 0]])], now_ns=1, backlog_rows=0)
+    made.took(ns=10**9)
+    [(head, _)] = answers(made.run([call(made, [[1, 2]])], now_ns=1, backlog_rows=0))
+    assert (head.batch_service_ns, head.row_service_ns) == (1000, 0)
 
 
 def test_only_the_guilty_request_fails() -> None:

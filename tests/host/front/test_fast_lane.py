@@ -171,8 +171,36 @@ async def test_pipeline_is_read_as_far_as_its_limit(rig: Rig, count: int) -> Non
     assert rig.transport.reading == (count <= PIPELINE_MAX)
     for number in range(count):
         rig.answer(number)
+        await asyncio.sleep(0)
     assert rig.bodies == [b"answer %d" % number for number in range(count)]
     assert rig.transport.reading
+
+
+async def test_a_long_pipeline_goes_on_only_for_a_client_that_takes_its_answers(rig: Rig) -> None:
+    rig.send(request() * (PIPELINE_MAX + 10))
+    rig.connection.pause_writing()
+    for number in range(PIPELINE_MAX):
+        rig.answer(number)
+    await asyncio.sleep(0)
+    assert len(rig.gateway.calls) == PIPELINE_MAX
+    assert not rig.transport.reading
+    rig.connection.resume_writing()
+    await asyncio.sleep(0)
+    assert len(rig.gateway.calls) == PIPELINE_MAX + 10
+    assert rig.transport.reading
+
+
+async def test_a_request_that_cannot_be_read_is_not_read_inside_another_clients_answer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.send(request() * PIPELINE_MAX + request(b'{"last": 1}'))
+    monkeypatch.setattr(rig.lane, "read_head", lambda head: 1 / 0)
+    for number in range(PIPELINE_MAX):
+        rig.answer(number)  # raises nothing: what comes next is read in a turn of its own
+    assert len(rig.bodies) == PIPELINE_MAX
+    monkeypatch.undo()
+    await asyncio.sleep(0)
+    assert rig.gateway.calls[-1].body == b'{"last": 1}'
 
 
 async def test_split_at_every_offset(catalog: Catalog) -> None:
@@ -205,6 +233,26 @@ async def test_hand_over_waits_for_the_answers_before_it(rig: Rig) -> None:
     assert rig.bodies == [b"answer 0", b"answer 1"]
     assert rig.other.received == rest
     assert rig.transport.reading
+
+
+async def test_hand_over_waits_for_a_client_that_takes_its_answers(rig: Rig) -> None:
+    rest = b"GET / HTTP/1.1\r\n\r\n"
+    rig.send(request() + rest)
+    rig.connection.pause_writing()
+    rig.answer(0)
+    assert rig.other.received == b""
+    rig.connection.resume_writing()
+    assert rig.other.received == rest
+    assert rig.transport.reading
+
+
+@pytest.mark.parametrize("tail", [b'"data": ' + b"[" * 5000, b'"data": ' + b'{"a":' * 5000])
+@pytest.mark.parametrize("cut", [0, 1])
+async def test_a_body_nested_too_deep_is_the_workers_to_refuse(rig: Rig, tail: bytes, cut: int) -> None:
+    whole = request(b'{"timeout": 1, ' + tail)
+    rig.send(whole[: len(whole) - cut])
+    rig.send(whole[len(whole) - cut :])
+    assert len(rig.gateway.calls) == 1
 
 
 async def test_client_that_does_not_read_is_not_read(rig: Rig) -> None:
@@ -305,6 +353,16 @@ async def test_client_that_never_reads_is_cut_off(rig: Rig) -> None:
     assert not swept(rig, WRITE_TIMEOUT_S)
     rig.connection._active_ns = rig.connection._blocked_ns
     assert swept(rig, WRITE_TIMEOUT_S + 0.001)
+
+
+async def test_client_that_never_takes_its_last_answers_is_cut_off_after_the_close(rig: Rig) -> None:
+    assert swept(rig, KEEPALIVE_S + 0.001)
+    rig.transport.closed = False  # it was told to close, and waits for the client
+    now_ns = rig.connection._closed_ns
+    rig.connection.sweep(now_ns + int(WRITE_TIMEOUT_S * NS_PER_S), KEEPALIVE_S * NS_PER_S * 1000)
+    assert not rig.transport.closed
+    rig.connection.sweep(now_ns + int(WRITE_TIMEOUT_S * NS_PER_S) + 1, KEEPALIVE_S * NS_PER_S * 1000)
+    assert rig.transport.closed
 
 
 async def test_connection_that_waits_for_an_answer_is_not_idle(rig: Rig) -> None:

@@ -155,6 +155,15 @@ def test_size_at_the_limit_and_beyond(read: Read) -> None:
     assert read(head("X-A: " + "a" * (filler + 1))) is None
 
 
+@pytest.mark.parametrize("line", [b"A:    \r\n", b"Name: value\r\n"])
+@pytest.mark.parametrize("last", [b"X: \xe9\r\n", b"X: a\tb\r\n", b"X\r\n"])
+def test_a_bad_line_behind_many_good_ones_is_found_at_once(read: Read, line: bytes, last: bytes) -> None:
+    # With two ways to match a line this would take 2**100 steps.
+    whole = b"POST /v2/models/churn/infer HTTP/1.1\r\n" + 100 * line + last
+    assert read(whole + b"\r\n") is None
+    assert not may_become_plain(whole)
+
+
 LINES = st.lists(
     st.tuples(st.from_regex(r"[A-Za-z-]{1,8}", fullmatch=True), st.from_regex(r"[ -~]{0,12}", fullmatch=True)),
     max_size=4,
