@@ -60,6 +60,8 @@ SLOW_BODY = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,1],"data":[1.0
 SLOW = post(SLOW_PATH, SLOW_BODY)
 SLOW_CAPACITY = 500.0
 ROUNDS = 3
+NOISY_RATES = (10_000, 20_000, 25_000, 30_000)
+"""The highest goodput of these counts as the capacity; beyond the last the generator is the limit."""
 DEADLINE_MS = 1000
 
 
@@ -141,7 +143,7 @@ def noisy(seconds: float, pairs: int = 7) -> dict[str, Any]:
         for pid, command in started.pids().items():
             if "by_path.py" in command and "/slow/" in command:
                 os.sched_setaffinity(pid, {FRONT_CPU})
-        capacity = max(open_loop(started.port, requests, rate, 2).goodput for rate in (5_000, 10_000, 15_000, 20_000))
+        capacity = max(open_loop(started.port, requests, rate, 2).goodput for rate in NOISY_RATES)
         rate = capacity / 3
         for pair in range(pairs):
             alone = open_loop(started.port, requests, rate, seconds)

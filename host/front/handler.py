@@ -75,6 +75,13 @@ class Handler:
 
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
+        response = await self._answer(request)
+        if "Upgrade" in request.headers:
+            # aiohttp may have thrown away what came behind it: nothing more can be read on this connection.
+            response.force_close()
+        return response
+
+    async def _answer(self, request: BaseRequest) -> Response:
         received_ns = time.monotonic_ns()
         headers = request.headers
         request_id = given_request_id(headers.get(REQUEST_ID)) or self._request_ids.new()

@@ -48,3 +48,13 @@ async def test_long_pipelines(fronts: TwoFronts, count: int) -> None:
     data = b"".join(b"".join(case.packets).removesuffix(LAST) for case in islice(plain, count))
     outcome = await run(fronts.ports, iter([Case((data + LAST,), count)]), 1)
     assert outcome.different == []
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"\xe8websocket", b"h2c"])
+async def test_nothing_is_read_behind_an_upgrade(fronts: TwoFronts, protocol: bytes) -> None:
+    upgrade = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: " + protocol + b"\r\n\r\n"
+    whole = upgrade + b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" + LAST
+    cuts = [Case((whole[:cut], whole[cut:]), 3) for cut in range(len(upgrade), len(whole), 7)]
+    outcome = await run(fronts.ports, iter([Case((whole,), 3), *cuts]), 10**6)
+    assert outcome.different == []
+    assert outcome.statuses.keys() == {200}
