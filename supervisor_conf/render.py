@@ -52,7 +52,7 @@ class Programs:
     host_python: Path
     """Runs the front and control."""
     model_python: Path
-    """Runs the workers."""
+    """Runs the workers of models without an environment of their own."""
     code_root: Path
     """The directory that holds the packages `host` and `models`."""
 
@@ -145,7 +145,7 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
     group = group_name(model.name, model.version)
     socket = str(RunDirectory(settings.run_dir).sockets / f"{group}:")
     command = _words(
-        programs.model_python,
+        model.python or programs.model_python,
         *("-I", "-u", "-X", "faulthandler"),
         programs.code_root / "models" / "by_path.py",
         *("--package", model.package),

@@ -128,7 +128,7 @@ def _check_deployment(path: Path) -> None:
 
     beside = path.absolute().parent / CONFIG_FILE
     settings = load_settings(beside if beside.is_file() else None, {}, _without_settings(), path.absolute().parent)
-    load_deployment(settings.settings.repository, path.absolute())
+    load_deployment(settings.settings.repository, path.absolute(), settings.settings.environments)
 
 
 def _without_settings() -> dict[str, str]:

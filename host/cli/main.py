@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "predict": ("host.cli.predict", "Send an inference request to the running host."),
     "logs": ("host.cli.logs", "Show the logs of the host's processes."),
     "check": ("host.cli.check", "Say everything that is wrong with packages and configuration."),
+    "build": ("host.cli.build", "Make the environments that models ask for, before they run."),
     "new": ("host.cli.new", "Write a model package to start from."),
     "try": ("host.cli.try_package", "Run one package in a real worker, without a host."),
     "config": ("host.cli.config", "Show every setting and where it came from."),

@@ -60,16 +60,27 @@ def make_plan(settings: HostSettings) -> Plan:
     problems: list[str] = []
     programs = find_programs(settings)
     try:
-        deployment = load_deployment(settings.repository, settings.deployment)
+        deployment = load_deployment(settings.repository, settings.deployment, settings.environments)
     except ConfigError as error:
         problems.extend(error.problems)
         deployment = Deployment()
     problems += socket_path_problems(deployment, settings.run_dir)
     problems += _interpreter_problems(settings)
+    problems += environment_problems(deployment)
     problems += _open_files_problems(settings, deployment)
     if problems:
         raise ConfigError(*problems)
     return Plan(settings=settings, deployment=deployment, programs=programs)
+
+
+def environment_problems(deployment: Deployment) -> list[str]:
+    """Every model whose environment is not built: that is done before anything runs, and never at load."""
+    return [
+        f"{model.name} version {model.version}: its environment is not built; "
+        f"build it with: modelhost build {model.name}"
+        for model in deployment.models
+        if model.python is not None and not Path(model.python).exists()
+    ]
 
 
 def find_programs(settings: HostSettings) -> Programs:

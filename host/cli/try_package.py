@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from host.cli.options import load, settings_options
+from host.protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from host.cli.trial import TrialWorker
+    from host.config.settings import HostSettings
     from host.protocol.package import Package
 
 _MIB = 1 << 20
@@ -25,7 +27,7 @@ _MIB = 1 << 20
     "-i", "--input", "input_file", metavar="FILE", help='request to run: {"inputs": [...]}; - for standard input'
 )
 @click.option("--json", "as_json", is_flag=True, help="write a JSON document")
-@settings_options("model_python")
+@settings_options("model_python", "environments")
 def command(
     package_directory: str, input_file: str | None, as_json: bool, config_file: str | None, **flags: str | None
 ) -> int:
@@ -41,7 +43,7 @@ def command(
     directory = Path(package_directory).absolute()
     package = read_package(directory)
     request = _request(package, directory, input_file)
-    python = settings.model_python or Path(sys.executable)
+    python = interpreter(package, directory, settings)
     code_root = Path(host.__file__).resolve().parent.parent
     # Not TMPDIR: a socket's path has to be short.
     short = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else None  # noqa: S108 - a private directory in it
@@ -55,6 +57,19 @@ def command(
     else:
         _print(document)
     return 0 if document["ok"] else 1
+
+
+def interpreter(package: Package, directory: Path, settings: HostSettings) -> Path:
+    """What runs a package: its own environment, or `model_python`. Raises `ConfigError` if it is not built."""
+    from host.config.environments import environment_python, need_of
+
+    need = need_of(package, directory)
+    if need is None:
+        return settings.model_python or Path(sys.executable)
+    python = environment_python(settings.environments, need)
+    if not python.exists():
+        raise ConfigError(f"{directory}: its environment is not built; build it with: modelhost build {directory}")
+    return python
 
 
 def run(worker: TrialWorker, package: Package, directory: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from host.config.environments import environment_python, need_of
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
@@ -34,6 +35,8 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     signature: Signature
     limits: Limits
+    python: str | None = None
+    """The interpreter of its own environment, absolute; None: it has none."""
     default: bool = True
     """Whether paths without a version mean this one; exactly one version of a model has it."""
 
@@ -72,19 +75,23 @@ class _Entry:
     default: bool | None = None
 
 
-def load_deployment(repository: Path, deployment_file: Path | None) -> Deployment:
+def load_deployment(repository: Path, deployment_file: Path | None, environments: Path) -> Deployment:
     """Read what should run, every package included. Raises `ConfigError` with every problem of all of them.
 
     Without a file: the highest version of every model in the repository, with the package's own number of
-    processes. Versions compare naturally: 10 is higher than 9.
+    processes. Versions compare naturally: 10 is higher than 9. `environments`: where the models' own are, built or not.
     """
     problems: list[str] = []
     entries = _found_models(repository) if deployment_file is None else _file_models(deployment_file, problems)
     chosen: list[tuple[_Entry, Package, Path]] = []
+    pythons: list[str | None] = []
     for entry in entries:
         try:
             directory = _package_directory(repository, entry)
-            chosen.append((entry, read_package(directory), directory))
+            package = read_package(directory)
+            need = need_of(package, directory)
+            pythons.append(None if need is None else str(environment_python(environments, need).absolute()))
+            chosen.append((entry, package, directory))
         except ConfigError as error:
             problems.extend(error.problems)
     packages = [package for _, package, _ in chosen]
@@ -102,9 +109,10 @@ def load_deployment(repository: Path, deployment_file: Path | None) -> Deploymen
                 platform=package.platform,
                 signature=package.signature,
                 limits=package.limits,
+                python=python,
                 default=default,
             )
-            for (entry, package, directory), default in zip(chosen, defaults, strict=True)
+            for (entry, package, directory), python, default in zip(chosen, pythons, defaults, strict=True)
         )
     )
 

@@ -112,7 +112,20 @@ SETTINGS: Final = (
         name="model_python",
         kind=Kind.PATH,
         default=None,
-        help="Python interpreter that runs models; unset: the one that runs modelhost",
+        help="Python interpreter that runs models without an environment of their own; "
+        "unset: the one that runs modelhost",
+    ),
+    Setting(
+        name="environments",
+        kind=Kind.PATH,
+        default="environments",
+        help="directory of the models' own environments, which `modelhost build` makes",
+    ),
+    Setting(
+        name="wheelhouse",
+        kind=Kind.PATH,
+        default=None,
+        help="directory of wheels that environments are built from, without any index; unset: uv's own index",
     ),
     Setting(
         name="max_body_bytes",
@@ -167,6 +180,8 @@ class HostSettings:
     run_dir: Path
     deployment: Path | None
     model_python: Path | None
+    environments: Path
+    wheelhouse: Path | None
     max_body_bytes: int
     max_connections: int
     keepalive_s: float

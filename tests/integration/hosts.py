@@ -352,7 +352,7 @@ class HandHost(Host):
         super().__init__(repository, **options)
         for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.logs):
             directory.mkdir()
-        write_deployment(self.run_dir.deployment, load_deployment(repository, None))
+        write_deployment(self.run_dir.deployment, load_deployment(repository, None, self.directory / "environments"))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
 

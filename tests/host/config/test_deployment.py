@@ -17,6 +17,7 @@ from host.config.deployment import (
 )
 from host.protocol.errors import ConfigError
 
+ENVIRONMENTS = Path("/environments")
 TENSORS = """
 [[inputs]]
 name = "x"
@@ -56,7 +57,7 @@ def repository(tmp_path: Path) -> Path:
 
 def problems_of(repository: Path, file: Path | None = None) -> list[str]:
     with pytest.raises(ConfigError) as raised:
-        load_deployment(repository, file)
+        load_deployment(repository, file, ENVIRONMENTS)
     return list(raised.value.problems)
 
 
@@ -68,7 +69,7 @@ def test_the_highest_version_of_every_model(repository: Path) -> None:
     for ignored in (".training", "__pycache__"):
         (repository / ignored).mkdir()
     (repository / "README.md").write_text("")
-    assert running(load_deployment(repository, None)) == [
+    assert running(load_deployment(repository, None, ENVIRONMENTS)) == [
         ("a", "1", 3, True),
         ("b", "10", 1, True),
         ("c", "1", 1, True),
@@ -88,7 +89,7 @@ def test_a_file_says_what_runs(repository: Path) -> None:
         repository,
         '[[models]]\nname = "b"\n[[models]]\nname = "a"\nversion = "1"\nprocesses = 256\n[[models]]\nname = "a"\n',
     )
-    assert running(load_deployment(repository, file)) == [
+    assert running(load_deployment(repository, file, ENVIRONMENTS)) == [
         ("b", "1", 2, True),
         ("a", "1", 256, False),
         ("a", "2", 1, True),
@@ -100,9 +101,11 @@ def test_the_default_is_the_one_that_says_so(repository: Path) -> None:
         make(repository, "a", version)
     entries = '[[models]]\nname = "a"\nversion = "{}"\n{}\n'
     one = said(repository, entries.format(1, "default = true") + entries.format(2, ""))
-    assert running(load_deployment(repository, one)) == [("a", "1", 1, True), ("a", "2", 1, False)]
+    assert running(load_deployment(repository, one, ENVIRONMENTS)) == [("a", "1", 1, True), ("a", "2", 1, False)]
     not_highest = said(repository, entries.format(3, "default = false") + entries.format(2, "") + entries.format(1, ""))
-    assert [model.version for model in load_deployment(repository, not_highest).models if model.default] == ["2"]
+    assert [
+        model.version for model in load_deployment(repository, not_highest, ENVIRONMENTS).models if model.default
+    ] == ["2"]
     two = said(repository, entries.format(1, "default = true") + entries.format(2, "default = true"))
     assert problems_of(repository, two) == ["models: a: expected default = true for one version, received it for 1, 2"]
     none = said(repository, entries.format(1, "default = false"))
@@ -114,7 +117,7 @@ def test_processes_at_their_limits(repository: Path, count: int, good: bool) -> 
     make(repository, "a", "1")
     file = said(repository, f'[[models]]\nname = "a"\nprocesses = {count}\n')
     if good:
-        assert load_deployment(repository, file).models[0].processes == count
+        assert load_deployment(repository, file, ENVIRONMENTS).models[0].processes == count
     else:
         assert "processes: expected a whole number >= 1 and <= 256" in problems_of(repository, file)[0]
 
@@ -171,7 +174,7 @@ def test_an_empty_file_is_a_problem(repository: Path) -> None:
 
 def test_socket_paths_at_their_limit(repository: Path) -> None:
     make(repository, "model", "1", "[scale]\nprocesses = 11\n")
-    deployment = load_deployment(repository, None)
+    deployment = load_deployment(repository, None, ENVIRONMENTS)
     # /sockets/.model.v1:10.sock.new
     longest = 107 - len("/sockets/.model.v1:10.sock.new")
     for length, good in ((longest, True), (longest + 1, False)):
@@ -184,14 +187,33 @@ def test_socket_paths_at_their_limit(repository: Path) -> None:
 
 def test_names_that_leave_no_room_are_said_to_be_too_long(repository: Path) -> None:
     make(repository, "m" * 64, "v" * 64)
-    [problem] = socket_path_problems(load_deployment(repository, None), Path("/r"))
+    [problem] = socket_path_problems(load_deployment(repository, None, ENVIRONMENTS), Path("/r"))
     assert "expected a shorter model name or version" in problem
 
 
 def test_what_is_written_is_read(repository: Path, tmp_path: Path) -> None:
     make(repository, "a", "1")
-    deployment = load_deployment(repository, None)
+    deployment = load_deployment(repository, None, ENVIRONMENTS)
     write_deployment(tmp_path / "deployment.json", deployment)
     read = read_deployment(tmp_path / "deployment.json")
     assert read == deployment
     assert isinstance(read.models[0], DeployedModel)
+
+
+def test_a_model_with_an_environment_of_its_own_runs_in_its_interpreter(repository: Path) -> None:
+    package = make(repository, "a", "1", '[environment]\nrequirements = "requirements.txt"\n')
+    (package / "requirements.txt").write_text("lightgbm==4.6.0\n")
+    make(repository, "b", "1", '[environment]\npython = "3.12"\n')
+    make(repository, "c", "1")
+    first, second, third = load_deployment(repository, None, ENVIRONMENTS).models
+    assert first.python != second.python
+    for model in (first, second):
+        assert model.python is not None
+        assert Path(model.python).parent.parent.parent == ENVIRONMENTS
+    assert third.python is None
+
+
+def test_requirements_that_are_none_are_named(repository: Path) -> None:
+    package = make(repository, "a", "1", '[environment]\nrequirements = "requirements.txt"\n')
+    (package / "requirements.txt").write_text("numpy\n-r others.txt\n")
+    assert "requirements.txt: line 2: expected a requirement" in problems_of(repository)[0]

@@ -53,6 +53,8 @@ def test_defaults() -> None:
         run_dir=CWD / "run",
         deployment=None,
         model_python=None,
+        environments=CWD / "environments",
+        wheelhouse=None,
         max_body_bytes=64 << 20,
         max_connections=4096,
         keepalive_s=75,
