@@ -47,6 +47,9 @@ from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, Response
 
 logger = logging.getLogger("modelhost.front")
 
+_OFFERED_BY_CLIENTS: Final = "h2c"
+"""HTTP clients (Java's) ask for this upgrade beside an ordinary request, send nothing before its answer, and go on."""
+
 _DEFAULT_TIMEOUT_MS: Final = 10_000
 """For bodies of requests that name no model."""
 
@@ -76,7 +79,7 @@ class Handler:
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
         response = await self._answer(request)
-        if "Upgrade" in request.headers:
+        if request.headers.get("Upgrade", _OFFERED_BY_CLIENTS).lower() != _OFFERED_BY_CLIENTS:
             # aiohttp may have thrown away what came behind it: nothing more can be read on this connection.
             response.force_close()
         return response

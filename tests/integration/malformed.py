@@ -515,3 +515,6 @@ HARMLESS: dict[str, bytes] = {
     "an unknown header": b"X-Whatever: \x80\x81",
 }
 """Headers that do not keep a good request from its answer."""
+
+CLOSING = ("websocket upgrade",)
+"""Those of them after whose answer nothing more is read."""
