@@ -1,16 +1,22 @@
-"""Connections to workers: found by their sockets, kept while they live, gone at EOF."""
+"""Connections to workers: found by their sockets, kept while they live, gone at EOF.
+
+Every model version has a directory of its own for its sockets, so that no model's code can stand in for another's
+worker: a worker that says hello for a model whose directory this is not is not listened to.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from asyncinotify import Event, Inotify, Mask
 
+from host.config.run_dir import group_name
 from host.protocol.errors import FrameError
 from host.protocol.frames import Frame, FrameDecoder, Kind
 from host.protocol.messages import Hello, ResponseHead, read_hello, read_response
@@ -27,6 +33,7 @@ first ones meanwhile (docs/adr/0008)."""
 RECONNECT_S: Final = 0.05
 """Between the end of a link and the next try; a dead worker's socket refuses that one, and it is the last."""
 
+_SOCKET_NAME: Final = re.compile(r"[0-9]{1,3}\.sock")
 _RESPONSE: Final = int(Kind.RESPONSE)
 """Compared once for every answer: a plain number is cheaper than an enum's attribute."""
 
@@ -70,6 +77,11 @@ class Link(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._hello_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def program(self) -> str:
+        """The worker as supervisord calls it: `churn.v3:0`."""
+        return f"{self.path.parent.name}:{self.path.stem}"
+
     def send(self, frame: bytes) -> None:
         """Write a frame; what one turn of the loop sends goes out together, `FLUSH_FRAMES` at most at a time."""
         if not self._unsent:
@@ -99,7 +111,7 @@ class Link(asyncio.Protocol):
                 else:
                     self._receive(frame)
         except FrameError as error:
-            logger.error("%s: %s; connection closed", self.path.name, error)
+            logger.error("%s: %s; connection closed", self.program, error)
             self._abort()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -110,7 +122,7 @@ class Link(asyncio.Protocol):
         try:
             self._decoder.eof()
         except FrameError as truncated:
-            logger.warning("%s: %s", self.path.name, truncated)
+            logger.warning("%s: %s", self.program, truncated)
         if self.hello is not None:
             self._owner.lost(self)
         if not self.closed.done():
@@ -123,17 +135,21 @@ class Link(asyncio.Protocol):
 
     def _receive(self, frame: Frame) -> None:
         if frame.kind == Kind.HELLO and self.hello is None:
-            self.hello = read_hello(frame.head)
+            hello = read_hello(frame.head)
+            group = group_name(hello.model_name, hello.model_version)
+            if group != self.path.parent.name:
+                raise FrameError(f"expected a worker of {self.path.parent.name}, received the hello of one of {group}")
+            self.hello = hello
             if self._hello_timer is not None:
                 self._hello_timer.cancel()
-            self._owner.joined(self, self.hello)
+            self._owner.joined(self, hello)
         elif frame.kind == Kind.GOODBYE and self.hello is not None:
             self._owner.leaving(self)
         else:
             raise FrameError(f"unexpected frame of kind {frame.kind}")
 
     def _hello_overdue(self) -> None:
-        logger.warning("%s: no hello within %.0f s; connection closed", self.path.name, HELLO_TIMEOUT_S)
+        logger.warning("%s: no hello within %.0f s; connection closed", self.program, HELLO_TIMEOUT_S)
         self._abort()
 
     def _abort(self) -> None:
@@ -142,9 +158,10 @@ class Link(asyncio.Protocol):
 
 
 class LinkDirectory:
-    """Connects to every worker socket of a directory, at once and whenever one appears. Never polls."""
+    """Connects to every worker socket below a directory, at once and whenever one appears. Never polls."""
 
     def __init__(self, directory: Path, owner: LinkOwner, body_max_bytes: int) -> None:
+        """`directory` holds one directory of sockets for each model version."""
         self._directory = directory
         self._owner = owner
         self._body_max_bytes = body_max_bytes
@@ -156,11 +173,10 @@ class LinkDirectory:
         try:
             with Inotify() as inotify:
                 inotify.add_watch(self._directory, _CHANGES)
-                # Watched first, then listed: a socket that appears in between is noticed twice, which does no harm.
-                self._connect_all()
+                self._look(inotify)
                 watching()
                 async for event in inotify:
-                    self._noticed(event)
+                    self._noticed(inotify, event)
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -168,14 +184,30 @@ class LinkDirectory:
                 for link in links.values():
                     link.close()
 
-    def _noticed(self, event: Event) -> None:
+    def _noticed(self, inotify: Inotify, event: Event) -> None:
         if Mask.Q_OVERFLOW in event.mask:
-            self._connect_all()
+            self._look(inotify)
+        elif event.path is not None and event.path.parent == self._directory:
+            self._look_into(inotify, event.path)
         elif event.path is not None and _is_socket_name(event.path.name):
             self._spawn(self._connect(event.path))
 
-    def _connect_all(self) -> None:
+    def _look(self, inotify: Inotify) -> None:
         for path in sorted(self._directory.iterdir()):
+            self._look_into(inotify, path)
+
+    def _look_into(self, inotify: Inotify, group: Path) -> None:
+        """Watch a model version's directory; what is no directory, or gone already, is none."""
+        try:
+            # Watched first, then listed: a socket that appears in between is noticed twice, which does no harm.
+            inotify.add_watch(group, _CHANGES)
+            found = sorted(group.iterdir())
+        except (NotADirectoryError, FileNotFoundError):
+            return
+        except OSError as error:
+            logger.error("%s: cannot be watched: %s", group, error)
+            return
+        for path in found:
             if _is_socket_name(path.name):
                 self._spawn(self._connect(path))
 
@@ -204,10 +236,10 @@ class LinkDirectory:
             except (FileNotFoundError, ConnectionRefusedError):
                 return
             except OSError as error:
-                logger.warning("%s: cannot connect: %s", path.name, error)
+                logger.warning("%s:%s: cannot connect: %s", path.parent.name, path.stem, error)
             await asyncio.sleep(RECONNECT_S)
 
 
 def _is_socket_name(name: str) -> bool:
-    """A worker prepares its socket under a name that begins with a dot."""
-    return name.endswith(".sock") and not name.startswith(".")
+    """`0.sock`, by the number of the slot; a worker prepares its socket under a name that begins with a dot."""
+    return _SOCKET_NAME.fullmatch(name) is not None

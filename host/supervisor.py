@@ -145,8 +145,9 @@ class AsyncSupervisorClient:
 
 
 def request_bytes(method: str, parameters: Sequence[Any]) -> bytes:
-    """Write a call of `supervisor.<method>` as one HTTP request."""
-    body = xmlrpc.client.dumps(tuple(parameters), f"supervisor.{method}").encode()
+    """Write a call as one HTTP request: of `supervisor.<method>`, or of another interface's if the name has a dot."""
+    name = method if "." in method else f"supervisor.{method}"
+    body = xmlrpc.client.dumps(tuple(parameters), name).encode()
     head = f"POST /RPC2 HTTP/1.0\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

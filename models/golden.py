@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from host.protocol.documents import encode_document
-from host.protocol.errors import ConfigError, RequestError
+from host.protocol.errors import GoldenFailure, RequestError
 from host.protocol.messages import Encoding, Operation, RequestHead
 from host.protocol.package import GoldenCase, GoldenOutput, Tolerance
 from host.protocol.tensors import NUMPY_DTYPES, Array
@@ -21,7 +21,7 @@ logger = logging.getLogger("modelhost.worker")
 
 
 def run_golden_cases(service: Service, cases: Sequence[GoldenCase]) -> None:
-    """Run every case through decoding and the model. Raises `ConfigError` with every difference found."""
+    """Run every case through decoding and the model. Raises `GoldenFailure` with every difference found."""
     problems: list[str] = []
     for case in cases:
         start_ns = time.perf_counter_ns()
@@ -34,7 +34,7 @@ def run_golden_cases(service: Service, cases: Sequence[GoldenCase]) -> None:
             problems.append(f"golden case '{case.name}': the model raised {type(error).__name__}: {error}")
         logger.info("golden case '%s': %.2f ms", case.name, (time.perf_counter_ns() - start_ns) / 1e6)
     if problems:
-        raise ConfigError(*problems)
+        raise GoldenFailure(*problems)
 
 
 def warm_up(service: Service, batch_rows: Sequence[int] = (1, 8)) -> None:

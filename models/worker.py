@@ -18,16 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from host.protocol.errors import ConfigError
+from host.protocol.errors import ConfigError, GoldenFailure
 from host.protocol.messages import Hello
 from host.protocol.package import Package, golden_cases, read_package
-from host.protocol.process import die_with_parent, settle_memory
+from host.protocol.process import EXIT_CONFIG, EXIT_GOLDEN, die_with_parent, settle_memory
 
 logger = logging.getLogger("modelhost.worker")
 
 BODY_MAX_BYTES: Final = 64 * 1024 * 1024
 DRAIN_S: Final = 10.0
-EXIT_CONFIG: Final = 2
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -37,7 +36,8 @@ def _nothing() -> None:
 
 
 def main(arguments: Sequence[str] | None = None, before_load: Callable[[], None] = _nothing) -> int:
-    """Run a worker; the exit code is 0 after a drain, 2 if the package is wrong, 1 if the model raised.
+    """Run a worker; the exit code is 0 after a drain, 1 if the model raised while it loaded, 2 if the package
+    is wrong, 3 if a golden case failed.
 
     `before_load` is called when all of modelhost's own code is imported and none of the model's is.
     """
@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None, before_load: Callable[[], None]
     logging.basicConfig(
         level=options.log_level.upper(),
         stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s {options.socket.stem} %(message)s",
+        format=f"%(asctime)s %(levelname)s {options.socket.parent.name}:{options.socket.stem} %(message)s",
     )
     try:
         return _serve(options, before_load)
     except ConfigError as error:
         for problem in error.problems:
             logger.error("%s", problem)
-        return EXIT_CONFIG
+        return EXIT_GOLDEN if isinstance(error, GoldenFailure) else EXIT_CONFIG
     except Exception:
         logger.exception("%s: the model did not load", options.package)
         return 1

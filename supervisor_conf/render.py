@@ -136,6 +136,10 @@ def _supervisord(settings: HostSettings, deployment: Deployment) -> str:
                 "rpcinterface:supervisor",
                 (("supervisor.rpcinterface_factory", "supervisor.rpcinterface:make_main_rpcinterface"),),
             ),
+            _section(
+                "rpcinterface:modelhost",
+                (("supervisor.rpcinterface_factory", "supervisor_conf.deaths:make_interface"),),
+            ),
             _section("supervisorctl", (("serverurl", "unix://%(here)s/supervisor.sock"),)),
         )
     )
@@ -143,15 +147,16 @@ def _supervisord(settings: HostSettings, deployment: Deployment) -> str:
 
 def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -> str:
     group = group_name(model.name, model.version)
-    socket = str(RunDirectory(settings.run_dir).sockets / f"{group}:")
-    command = _words(
+    sockets = str(RunDirectory(settings.run_dir).group_sockets(group)) + "/"
+    command = _launcher(settings, programs, group, "%(process_num)d") + " "
+    command += _words(
         model.python or programs.model_python,
         *("-I", "-u", "-X", "faulthandler"),
         programs.code_root / "models" / "by_path.py",
         *("--package", model.package),
     )
     # The word of the socket ends with what supervisord fills in, so it is joined by hand.
-    command += f" --socket {_words(socket)}%(process_num)d.sock --slot %(process_num)d "
+    command += f" --socket {_words(sockets)}%(process_num)d.sock --slot %(process_num)d "
     command += _words(
         *("--body-max-bytes", settings.max_body_bytes),
         *("--drain-s", f"{settings.drain_s:g}"),
@@ -174,10 +179,11 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
 def _control(settings: HostSettings, programs: Programs) -> str:
     """Control is an event listener: supervisord tells it of every change of state, and it never asks in a loop."""
     options = ("--log-level", settings.log_level, "--events")
+    launcher = _launcher(settings, programs, "control", "")
     return _section(
         "eventlistener:control",
         (
-            ("command", _host_command(settings, programs, "host.control", *options)),
+            ("command", f"{launcher} {_host_command(settings, programs, 'host.control', *options)}"),
             ("events", "PROCESS_STATE"),
             ("buffer_size", EVENT_BUFFER),
             ("directory", literal(str(programs.code_root))),
@@ -206,7 +212,10 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
     return _section(
         "program:front",
         (
-            ("command", f"{command} --index %(process_num)d"),
+            (
+                "command",
+                f"{_launcher(settings, programs, 'front', '%(process_num)d')} {command} --index %(process_num)d",
+            ),
             ("process_name", "%(process_num)d"),
             ("numprocs", settings.fronts),
             _heap(),
@@ -215,6 +224,14 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
             *_log("front:%%(process_num)d"),
         ),
     )
+
+
+def _launcher(settings: HostSettings, programs: Programs, group: str, slot: str) -> str:
+    """What runs first in every process, and then becomes its command: host/isolation/launch.py."""
+    plans = _words(f"{RunDirectory(settings.run_dir).slots}/{group}")
+    suffix = f":{slot}.json" if slot else ".json"
+    launcher = programs.code_root / "host" / "isolation" / "launch.py"
+    return f"{_words(programs.host_python, '-I', '-S', launcher)} {plans}{suffix} --"
 
 
 def _host_command(settings: HostSettings, programs: Programs, module: str, *options: str | int) -> str:

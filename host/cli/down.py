@@ -28,6 +28,7 @@ def command(config_file: str | None, **flags: str | None) -> int:
     """Stop a host, in the foreground elsewhere or detached, as Ctrl-C does. Fine if none runs."""
     from host.cli.preflight import RunLock, holder_pid, remove_sockets
     from host.config.run_dir import RunDirectory
+    from host.isolation.prepare import clear
 
     settings = load(config_file, flags).settings
     run_dir = RunDirectory(settings.run_dir)
@@ -41,6 +42,7 @@ def command(config_file: str | None, **flags: str | None) -> int:
     # From here on nobody starts a host in this directory.
     with RunLock(run_dir):
         stopped = _stop_supervisor(run_dir) or pid is not None
+        clear(run_dir)
         remove_sockets(run_dir)
     click.echo("stopped" if stopped else f"no host runs in {run_dir.root}")
     return 0

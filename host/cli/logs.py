@@ -13,7 +13,7 @@ from host.cli.options import load, settings_options
 from host.protocol.errors import HostError
 
 if TYPE_CHECKING:
-    from host.cli.tail import Follower, LogLine
+    from host.tail import Follower, LogLine
 
 
 @click.command("logs")
@@ -25,8 +25,8 @@ def command(name: str | None, follow: bool, lines: int, config_file: str | None,
     """Show the logs: of all processes, or of NAME: a process (churn.v3:0), a model version (churn.v3), a model
     (churn), front, control, supervisord or up.
     """
-    from host.cli.tail import Follower, last_lines, merge_lines, timed_lines
     from host.config.run_dir import RunDirectory
+    from host.tail import Follower, last_lines, merge_lines, timed_lines
 
     run_dir = RunDirectory(load(config_file, flags).settings.run_dir)
     found = log_files(run_dir.logs, name)
@@ -71,7 +71,7 @@ def _show(lines: Iterable[LogLine], width: int) -> None:
 async def _follow(directory: Path, name: str | None, followers: dict[Path, Follower], width: int) -> None:
     from asyncinotify import Inotify, Mask
 
-    from host.cli.tail import Follower, merge_lines, timed_lines
+    from host.tail import Follower, merge_lines, timed_lines
 
     with Inotify() as inotify:
         inotify.add_watch(directory, Mask.MODIFY | Mask.CREATE | Mask.MOVED_TO)

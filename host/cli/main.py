@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "up": ("host.cli.up", "Run the host: front, control and every model's processes."),
     "down": ("host.cli.down", "Stop the host of a run directory."),
     "status": ("host.cli.status", "Show what should run and what does."),
+    "restart": ("host.cli.restart", "Restart a model's processes one by one."),
     "predict": ("host.cli.predict", "Send an inference request to the running host."),
     "logs": ("host.cli.logs", "Show the logs of the host's processes."),
     "check": ("host.cli.check", "Say everything that is wrong with packages and configuration."),

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,10 @@ from host.cli.listeners import listening_process
 from host.config.deployment import Deployment, load_deployment, socket_path_problems
 from host.config.run_dir import RunDirectory
 from host.config.settings import HostSettings
+from host.isolation.planning import demands, writable_directories
+from host.isolation.prepare import clear
+from host.isolation.topology import read_topology
+from host.placement import Grant, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
 from supervisor_conf.render import Programs, open_files
@@ -48,6 +52,8 @@ class Plan:
     settings: HostSettings
     deployment: Deployment
     programs: Programs
+    grants: Mapping[str, Grant]
+    """CPUs and memory of every process, by program name."""
 
     @property
     def run_dir(self) -> RunDirectory:
@@ -68,9 +74,15 @@ def make_plan(settings: HostSettings) -> Plan:
     problems += _interpreter_problems(settings)
     problems += environment_problems(deployment)
     problems += _open_files_problems(settings, deployment)
+    problems += _writable_problems(settings, deployment)
+    grants: Mapping[str, Grant] = {}
+    try:
+        grants = place(read_topology(), demands(settings, deployment))
+    except ConfigError as error:
+        problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
-    return Plan(settings=settings, deployment=deployment, programs=programs)
+    return Plan(settings=settings, deployment=deployment, programs=programs, grants=grants)
 
 
 def environment_problems(deployment: Deployment) -> list[str]:
@@ -81,6 +93,20 @@ def environment_problems(deployment: Deployment) -> list[str]:
         for model in deployment.models
         if model.python is not None and not Path(model.python).exists()
     ]
+
+
+def _writable_problems(settings: HostSettings, deployment: Deployment) -> Iterable[str]:
+    """Directories of `sandbox.writable` that are none, or hold what no model may write."""
+    for model in deployment.models:
+        for path in writable_directories(model):
+            where = f"{model.name} version {model.version}: sandbox.writable: {path}"
+            resolved = path.resolve()
+            if not path.is_dir():
+                yield f"{where}: expected a directory, found none"
+            elif path.is_symlink() or ".." in path.parts:
+                yield f'{where}: expected the directory\'s own path, without links and "..", which is {resolved}'
+            elif settings.run_dir.resolve().is_relative_to(resolved) or Path(model.package).is_relative_to(resolved):
+                yield f"{where}: expected a directory of its own, received one that holds the package or run_dir"
 
 
 def find_programs(settings: HostSettings) -> Programs:
@@ -100,7 +126,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def prepare_run_dir(run_dir: RunDirectory) -> None:
     """Make the run directory, its owner's alone. Raises `ConfigError` if that cannot be."""
     try:
-        for path in (run_dir.root, run_dir.sockets, run_dir.logs):
+        for path in (run_dir.root, run_dir.sockets, run_dir.logs, run_dir.slots, run_dir.view):
             path.mkdir(parents=path == run_dir.root, exist_ok=True, mode=0o700)
             state = path.stat()
             if state.st_uid != os.geteuid():
@@ -185,6 +211,8 @@ def clear_leftovers(run_dir: RunDirectory) -> None:
     Raises `HostError` if a supervisord runs there that is not about to stop.
     """
     wait_for_old_supervisor(run_dir, OLD_SUPERVISOR_NOTICE_S)
+    clear(run_dir)
+    run_dir.deaths.unlink(missing_ok=True)
     remove_sockets(run_dir)
 
 
@@ -225,10 +253,11 @@ def remove_sockets(run_dir: RunDirectory) -> None:
     root = run_dir.root
     names = (run_dir.supervisor_socket.name, run_dir.control_socket.name)
     leftovers = [path for name in names for path in (*root.glob(f"{name}*"), *root.glob(f".{name}*"))]
-    if run_dir.sockets.is_dir():
-        leftovers += run_dir.sockets.iterdir()
     for path in [*leftovers, root / "supervisord.pid"]:
         path.unlink(missing_ok=True)
+    if run_dir.sockets.is_dir():
+        for group in run_dir.sockets.iterdir():
+            shutil.rmtree(group) if group.is_dir() and not group.is_symlink() else group.unlink()
 
 
 def check_port(address: str, port: int) -> None:

@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from host.cli.children import adopt_orphans, kill_children, terminated_with_parent
 from host.cli.listeners import listening_inodes
-from host.cli.preflight import Plan, child_environment, remove_sockets
-from host.cli.tail import last_lines
+from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
+from host.config.run_dir import group_name
 from host.control.compare import compare, not_ready
+from host.control.ledger import why_it_ended
 from host.control.probe import WorkerProbe
+from host.isolation.prepare import read_record
 from host.protocol.errors import HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState, SupervisorUnreachable
+from host.tail import last_lines
 from supervisor_conf.render import render, stop_wait_s
 
 SUPERVISOR_START_S: Final = 15.0
@@ -98,7 +101,7 @@ class RunningHost:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                cwd="/",
+                cwd=plan.programs.code_root,
                 env=child_environment(self._environ),
                 start_new_session=True,
                 preexec_fn=terminated_with_parent(),  # noqa: PLW1509 - this process has no threads
@@ -152,7 +155,7 @@ class RunningHost:
             processes = await self._client.processes()
             failed = watch.failed(processes)
             if failed is not None:
-                raise HostError(self._failure(failed, "ended while it started"))
+                raise HostError(self._failure(failed, await self._why(failed)))
             status = compare(deployment, processes, probe.readiness, {}, time.time())
             for model in status.models:
                 if model.ready == model.wanted and (model.name, model.version) not in told:
@@ -184,6 +187,14 @@ class RunningHost:
             if time.monotonic() > deadline:
                 raise HostError(self._failure("front:0", f"is not ready after {FRONT_READY_S:.0f} s"))
             await asyncio.sleep(_LOOK_S / 4)
+
+    async def _why(self, program: str) -> str:
+        """What ended a process while it started."""
+        groups = {group_name(model.name, model.version): model.limits for model in self._plan.deployment.models}
+        record = read_record(self._run_dir)
+        tree = record.tree if record is not None else None
+        reason = await why_it_ended(self._client, tree, program, groups.get(program.partition(":")[0]))
+        return f"ended while it started ({reason})" if reason else "ended while it started"
 
     def _failure(self, program: str, what: str) -> str:
         log = self._run_dir.log(program)
@@ -234,7 +245,6 @@ class RunningHost:
             self._supervisord.kill()
         self._supervisord.wait()
         kill_children()
-        remove_sockets(self._run_dir)
         self._report("stopped")
 
     async def _stop_in_order(self) -> None:

@@ -15,12 +15,14 @@ from host.protocol.errors import HostError
 if TYPE_CHECKING:
     from host.config.run_dir import RunDirectory
     from host.control.status import HostStatus, SlotStatus
+    from host.isolation.inspection import InForce
 
 CALL_TIMEOUT_S: Final = 5.0
 CONTROL_BACK_S: Final = 3.0
 """supervisord restarts a dead control within about a second."""
 
 _LOOK_S: Final = 0.1
+_OWN: Final = {True: "own", False: "the host's", None: "not ours to see"}
 
 
 class NotRunning(HostError):
@@ -29,9 +31,14 @@ class NotRunning(HostError):
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="write the document that control gives")
+@click.option("--isolation", is_flag=True, help="show what each process is kept from, as the kernel says")
 @settings_options("run_dir")
-def command(as_json: bool, config_file: str | None, **flags: str | None) -> int:
-    """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready."""
+def command(as_json: bool, isolation: bool, config_file: str | None, **flags: str | None) -> int:
+    """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready.
+
+    With --isolation: what is in force for every process, read back from /proc and the cgroups, and what this host does
+    not allow; then it ends with 1 if something is missing.
+    """
     import msgspec
 
     from host.cli.printing import print_json
@@ -47,11 +54,61 @@ def command(as_json: bool, config_file: str | None, **flags: str | None) -> int:
         print_json({"running": False, "ready": False, "reason": str(error)})
         return 1
     status = msgspec.json.decode(document, type=HostStatus)
+    if isolation:
+        return _show_isolation(run_dir, status, as_json=as_json)
     if as_json:
         print_json({"running": True} | msgspec.json.decode(document))
     else:
         _print(status)
     return 0 if status.ready else 1
+
+
+def _show_isolation(run_dir: RunDirectory, status: HostStatus, *, as_json: bool) -> int:
+    from host.cli.printing import make_table, print_json, print_table
+    from host.isolation.inspection import inspect
+    from host.isolation.prepare import read_record
+
+    record = read_record(run_dir)
+    tree = record.tree if record is not None else None
+    missing = record.missing if record is not None else []
+    slots = [*(slot for model in status.models for slot in model.slots), *status.host]
+    seen = [inspect(slot.name, slot.pid, tree) for slot in slots if slot.pid]
+    found = [one for one in seen if one is not None]
+    if as_json:
+        mode = record.isolation if record is not None else None
+        print_json({"isolation": mode, "missing": missing, "processes": found})
+        return 1 if missing else 0
+    table = make_table(
+        *("process", "user", "memory", "peak", "pids", "CPUs", "weight", "threads", "network", "files"),
+        *("capabilities", "oom_adj", "cgroup"),
+        title="in force, as the kernel says",
+    )
+    for one in found:
+        table.add_row(*_isolation_cells(one))
+    print_table(table)
+    for text in missing:
+        click.echo(f"\nnot allowed on this host: {text}")
+    return 1 if missing else 0
+
+
+def _isolation_cells(one: InForce) -> list[str]:
+    cgroup = one.cgroup if one.cgroup is not None and one.cgroup.joined else None
+    mib = 1 << 20
+    return [
+        one.program,
+        str(one.user),
+        f"{cgroup.memory_limit_bytes // mib} MiB" if cgroup and cgroup.memory_limit_bytes else "no limit",
+        f"{cgroup.memory_peak_bytes // mib} MiB" if cgroup and cgroup.memory_peak_bytes else "",
+        str(cgroup.pids_limit) if cgroup and cgroup.pids_limit else "no limit",
+        one.cpus,
+        str(cgroup.cpu_weight) if cgroup else "",
+        str(one.threads),
+        _OWN[one.own_network],
+        _OWN[one.own_view],
+        one.capabilities + (", no new ones" if one.no_new_privileges else ""),
+        str(one.oom_score_adj),
+        f"v{cgroup.version} {cgroup.path}" if cgroup else "none",
+    ]
 
 
 def fetch_status(run_dir: RunDirectory) -> bytes:
@@ -118,7 +175,13 @@ def _print(status: HostStatus) -> None:
 def _cells(slot: SlotStatus) -> list[str]:
     exit_text = ""
     if slot.last_exit is not None:
-        exit_text = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(slot.last_exit.at))} {slot.last_exit.reason}"
+        exit_text = f"{_clock(slot.last_exit.at)} {slot.last_exit.reason}"
+    if slot.backoff is not None and slot.backoff.until > time.time():
+        pause_s = slot.backoff.until - time.time()
+        exit_text += (
+            f"; starts again in {pause_s:.0f} s, after {slot.backoff.short_lives} short lives "
+            f"since {_clock(slot.backoff.since)} (modelhost restart starts it now)"
+        )
     return [
         slot.name,
         "[green]yes[/]" if slot.ready else "[red]no[/]",
@@ -128,6 +191,10 @@ def _cells(slot: SlotStatus) -> list[str]:
         str(slot.restarts or ""),
         exit_text,
     ]
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def duration(seconds: float) -> str:

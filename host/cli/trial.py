@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from host.cli.preflight import child_environment
-from host.cli.tail import last_lines
 from host.protocol.documents import decode_document, encode_document
 from host.protocol.errors import HostError
 from host.protocol.frames import BODY_LIMIT_BYTES, Frame, FrameDecoder, Kind
@@ -29,6 +28,7 @@ from host.protocol.messages import (
     request_frame,
 )
 from host.protocol.package import GoldenCase, GoldenOutput, Package, Tolerance
+from host.tail import last_lines
 
 LOG_LINES: Final = 15
 STOP_S: Final = 5.0

@@ -40,8 +40,9 @@ def command(detach: bool, config_file: str | None, **flags: str | None) -> int:
 def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
     import asyncio
 
-    from host.cli.preflight import RunLock, check_port, clear_leftovers
+    from host.cli.preflight import RunLock, check_port, clear_leftovers, remove_sockets
     from host.cli.running import RunningHost
+    from host.isolation.prepare import clear, prepare
 
     def ready() -> None:
         _announce(plan)
@@ -53,8 +54,22 @@ def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
     with RunLock(plan.run_dir):
         clear_leftovers(plan.run_dir)
         check_port(plan.settings.address, plan.settings.port)
-        asyncio.run(run())
+        programs = plan.programs
+        try:
+            _say_missing(
+                prepare(plan.settings, plan.deployment, plan.grants, programs.code_root, programs.model_python)
+            )
+            asyncio.run(run())
+        finally:
+            clear(plan.run_dir)
+            remove_sockets(plan.run_dir)
     return 0
+
+
+def _say_missing(missing: tuple[str, ...]) -> None:
+    """What the models are not kept from on this host."""
+    if missing:
+        _say("isolation: this host does not allow" + "".join(f"\n  {one}" for one in missing))
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from host.config.environments import environment_python, need_of
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
-from host.protocol.package import MODEL_FILE, PROCESSES_MAX, Package, read_package, read_toml
+from host.protocol.package import MODEL_FILE, PROCESSES_MAX, Package, Resources, Sandbox, read_package, read_toml
 from host.protocol.schema import TableReader
 from host.protocol.types import Signature
 
@@ -35,6 +35,8 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     signature: Signature
     limits: Limits
+    resources: Resources = Resources()
+    sandbox: Sandbox = Sandbox()
     python: str | None = None
     """The interpreter of its own environment, absolute; None: it has none."""
     default: bool = True
@@ -109,6 +111,8 @@ def load_deployment(repository: Path, deployment_file: Path | None, environments
                 platform=package.platform,
                 signature=package.signature,
                 limits=package.limits,
+                resources=package.resources,
+                sandbox=package.sandbox,
                 python=python,
                 default=default,
             )

@@ -18,13 +18,33 @@ class RunDirectory:
 
     @property
     def sockets(self) -> Path:
-        """Directory of the workers' sockets: one appears when its worker can serve."""
+        """Directory of the workers' sockets, in one directory for each model version."""
         return self.root / "sockets"
 
     @property
     def logs(self) -> Path:
         """Directory of every process's log."""
         return self.root / "logs"
+
+    @property
+    def slots(self) -> Path:
+        """Directory of what the launcher is told about each process, and of what it notes."""
+        return self.root / "slots"
+
+    @property
+    def view(self) -> Path:
+        """An empty directory, on which each worker builds its view of the file system."""
+        return self.root / "view"
+
+    @property
+    def isolation(self) -> Path:
+        """What this host allows and where its cgroups are (JSON)."""
+        return self.root / "isolation.json"
+
+    @property
+    def deaths(self) -> Path:
+        """The last deaths of every slot (JSON), kept by control."""
+        return self.root / "deaths.json"
 
     @property
     def deployment(self) -> Path:
@@ -51,13 +71,25 @@ class RunDirectory:
         """Held by `modelhost up` for as long as it runs."""
         return self.root / "lock"
 
+    def slot_plan(self, program: str) -> Path:
+        """What the launcher is told about one process, by the name that supervisord gives it."""
+        return self.slots / f"{program}.json"
+
+    def slot_lives(self, program: str) -> Path:
+        """When the launcher started the slot's processes."""
+        return self.slots / f"{program}.lives"
+
     def log(self, program: str) -> Path:
         """The log of one process, by the name that supervisord gives it."""
         return self.logs / f"{program}.log"
 
+    def group_sockets(self, group: str) -> Path:
+        """The directory of one model version's sockets, which is its workers' own."""
+        return self.sockets / group
+
     def worker_socket(self, group: str, slot: int) -> Path:
-        """The socket of one slot of a model version."""
-        return self.sockets / f"{group}:{slot}.sock"
+        """The socket of one slot of a model version: it appears when its worker can serve."""
+        return self.group_sockets(group) / f"{slot}.sock"
 
 
 def group_name(model_name: str, model_version: str) -> str:

@@ -27,6 +27,10 @@ CONFIG_VARIABLE: Final = "MODELHOST_CONFIG"
 """Names the file; everything else with the prefix is a setting."""
 
 
+UIDS: Final = 1 << 20
+"""How many user numbers are set aside for models: so many that two names seldom fall on one."""
+
+
 class Kind(enum.Enum):
     """How a setting is written and read."""
 
@@ -128,6 +132,30 @@ SETTINGS: Final = (
         help="directory of wheels that environments are built from, without any index; unset: uv's own index",
     ),
     Setting(
+        name="isolation",
+        kind=Kind.CHOICE,
+        default="best-effort",
+        help="what happens where the host does not allow part of the models' isolation: start without it and say so, "
+        "or refuse to start",
+        choices=("best-effort", "required"),
+    ),
+    Setting(
+        name="first_uid",
+        kind=Kind.INTEGER,
+        default=1_900_000_000,
+        help=f"each model version runs as a user of its own, one of the {UIDS:,} numbers from this one on, "
+        "if modelhost runs as root",
+        minimum=1000,
+        maximum=(1 << 31) - 1 - UIDS,
+    ),
+    Setting(
+        name="cgroup",
+        kind=Kind.PATH,
+        default=None,
+        help="cgroup below which the models' are made, as /proc/self/cgroup writes it; unset: modelhost's own, or on "
+        "cgroup v2 the top if other processes are in that",
+    ),
+    Setting(
         name="max_body_bytes",
         kind=Kind.SIZE,
         default="64MiB",
@@ -182,6 +210,9 @@ class HostSettings:
     model_python: Path | None
     environments: Path
     wheelhouse: Path | None
+    isolation: str
+    first_uid: int
+    cgroup: Path | None
     max_body_bytes: int
     max_connections: int
     keepalive_s: float

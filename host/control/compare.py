@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from host.config.deployment import Deployment
 from host.config.run_dir import group_name
-from host.control.events import History
-from host.control.status import HostStatus, ModelStatus, Readiness, SlotStatus
+from host.control.deaths import SlotDeaths
+from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus
 from host.supervisor import ProcessInfo, ProcessState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotHistory:
+    """What happened to one slot."""
+
+    starts: int = 0
+    """Since control runs."""
+    deaths: SlotDeaths | None = None
+    backoff: Backoff | None = None
+
 
 HOST_GROUPS: Final = ("front", "control")
 
 _MISSING: Final = "MISSING"
-_NO_HISTORY: Final = History()
+_NO_HISTORY: Final = SlotHistory()
 _NEVER: Final = Readiness(ready=False, pid=0, since=0.0)
 
 
@@ -22,7 +34,7 @@ def compare(
     deployment: Deployment,
     processes: Sequence[ProcessInfo],
     readiness: Mapping[str, Readiness],
-    histories: Mapping[str, History],
+    histories: Mapping[str, SlotHistory],
     now: float,
 ) -> HostStatus:
     """Say what is wanted and what is there. Mappings are by program name; `now` is seconds since the epoch.
@@ -43,8 +55,10 @@ def compare(
             ready=ready,
             since=since,
             uptime_s=max(0.0, now - process.start_s) if process is not None and alive else 0.0,
-            restarts=history.restarts,
-            last_exit=history.last_exit,
+            restarts=max(0, history.starts - 1),
+            last_exit=history.deaths.last if history.deaths is not None else None,
+            deaths=history.deaths.counts if history.deaths is not None else {},
+            backoff=history.backoff,
         )
 
     models: list[ModelStatus] = []

@@ -1,12 +1,9 @@
-"""supervisord's event listener protocol, sans-I/O, and what control keeps of the events."""
+"""supervisord's event listener protocol, sans-I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
-
-from host.control.status import ExitStatus
 
 READY: Final = b"READY\n"
 DONE: Final = b"RESULT 2\nOK"
@@ -74,48 +71,3 @@ def _state_event(name: str, payload: bytes) -> StateEvent | None:
         pid=int(fields.get("pid", "0")),
         expected=fields.get("expected", "1") == "1",
     )
-
-
-@dataclass(slots=True)
-class History:
-    """What happened to one process since control runs."""
-
-    starts: int = 0
-    last_exit: ExitStatus | None = None
-
-    @property
-    def restarts(self) -> int:
-        """Starts after the first."""
-        return max(0, self.starts - 1)
-
-
-@dataclass(slots=True)
-class Histories:
-    """The history of every process, by program name."""
-
-    by_program: dict[str, History] = field(default_factory=dict)
-
-    def record(self, event: StateEvent, now: float) -> None:
-        """Count a start, remember an end that nobody asked for. `now`: seconds since the epoch."""
-        history = self.by_program.setdefault(event.program, History())
-        match event.to_state:
-            case "STARTING":
-                history.starts += 1
-            case "EXITED":
-                reason = "ended by itself" if event.expected else "exited with an error or was killed"
-                history.last_exit = ExitStatus(at=now, pid=event.pid, reason=reason)
-            case "BACKOFF":
-                history.last_exit = ExitStatus(at=now, pid=0, reason="exited too soon after its start")
-            case "FATAL":
-                history.last_exit = ExitStatus(at=now, pid=0, reason="exited too soon too often; not started again")
-
-    def of(self, program: str) -> History:
-        """The history of a process; empty if nothing happened."""
-        return self.by_program.get(program, _NOTHING_HAPPENED)
-
-    def view(self) -> Mapping[str, History]:
-        """All of them."""
-        return self.by_program
-
-
-_NOTHING_HAPPENED: Final = History()

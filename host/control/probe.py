@@ -34,6 +34,8 @@ class WorkerProbe:
         self._died = died
         self._by_link: dict[int, tuple[str, int]] = {}
         self.readiness: dict[str, Readiness] = {}
+        self.last_ready_pid: dict[str, int] = {}
+        """The newest process of each slot that could serve, also after its end."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -41,8 +43,9 @@ class WorkerProbe:
 
     def joined(self, link: Link, hello: Hello) -> None:
         """A worker said hello."""
-        self._by_link[link.identity] = (link.path.stem, hello.pid)
-        self.readiness[link.path.stem] = Readiness(ready=True, pid=hello.pid, since=time.time())
+        self._by_link[link.identity] = (link.program, hello.pid)
+        self.last_ready_pid[link.program] = hello.pid
+        self.readiness[link.program] = Readiness(ready=True, pid=hello.pid, since=time.time())
         self._changed()
 
     def leaving(self, link: Link) -> None:

@@ -8,24 +8,33 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from host.config.deployment import read_deployment
 from host.config.run_dir import RunDirectory
-from host.control.compare import compare
-from host.control.events import DONE, READY, EventDecoder, Histories
+from host.control.compare import SlotHistory, compare
+from host.control.events import DONE, READY, EventDecoder, StateEvent
+from host.control.ledger import Ledger
 from host.control.probe import WorkerProbe
-from host.control.status import HostStatus
+from host.control.status import Backoff, HostStatus
 from host.control.wake import wake_supervisor
+from host.isolation.backoff import read_lives
+from host.isolation.prepare import read_record
 from host.protocol.errors import HostError
 from host.supervisor import AsyncSupervisorClient
 
 logger = logging.getLogger("modelhost.control")
+
+_ENDED: Final = frozenset({"EXITED", "BACKOFF", "STOPPED"})
+_STAYS_DOWN: Final = frozenset({"STOPPED", "FATAL"})
+"""Where no launcher comes to empty the slot's cgroup."""
 
 _READ_BYTES: Final = 65536
 _SHUTDOWN_S: Final = 1.0
@@ -48,19 +57,51 @@ class Control:
         self._run_dir = run_dir
         self._supervisor = AsyncSupervisorClient(run_dir.supervisor_socket)
         self.probe = WorkerProbe(run_dir.sockets, died=self._worker_died)
-        self.histories = Histories()
-        self._waking: set[asyncio.Task[None]] = set()
+        record = read_record(run_dir)
+        self._ledger = Ledger(
+            run_dir,
+            self._supervisor,
+            record.tree if record is not None else None,
+            lambda: read_deployment(run_dir.deployment),
+            self.probe.last_ready_pid,
+        )
+        self._starts: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def status(self) -> HostStatus:
         """Compare. Raises `HostError` if supervisord does not answer, `ConfigError` without a deployment."""
         deployment = read_deployment(self._run_dir.deployment)
         processes = await self._supervisor.processes()
-        return compare(deployment, processes, self.probe.readiness, self.histories.view(), time.time())
+        histories = {process.program: self._history(process.program) for process in processes}
+        return compare(deployment, processes, self.probe.readiness, histories, time.time())
+
+    def _history(self, program: str) -> SlotHistory:
+        lives = read_lives(self._run_dir.slot_lives(program))
+        backoff = None
+        if lives is not None and lives.short:
+            backoff = Backoff(short_lives=lives.short, since=lives.since_s, until=lives.begins_s)
+        return SlotHistory(starts=self._starts[program], deaths=self._ledger.slots.get(program), backoff=backoff)
+
+    def begin(self) -> None:
+        """Write down what died while nobody listened."""
+        self._spawn(self._ledger.learn())
 
     def _worker_died(self, program: str, pid: int) -> None:
-        task = asyncio.create_task(wake_supervisor(self._supervisor, program, pid))
-        self._waking.add(task)
-        task.add_done_callback(self._waking.discard)
+        self._spawn(wake_supervisor(self._supervisor, program, pid))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _notice(self, event: StateEvent) -> None:
+        logger.debug("%s: %s to %s", event.program, event.from_state, event.to_state)
+        if event.to_state == "STARTING":
+            self._starts[event.program] += 1
+        if event.to_state in _ENDED:
+            self._spawn(self._ledger.learn())
+        if event.to_state in _STAYS_DOWN:
+            self._spawn(self._ledger.empty(event.program))
 
     async def listen_to_events(self) -> None:
         """Take supervisord's events from standard input, until it closes it. Raises `EventProtocolError`."""
@@ -72,8 +113,7 @@ class Control:
         while data := await reader.read(_READ_BYTES):
             for event in decoder.feed(data):
                 if event is not None:
-                    logger.debug("%s: %s to %s", event.program, event.from_state, event.to_state)
-                    self.histories.record(event, time.time())
+                    self._notice(event)
                 _say(DONE + READY)
 
 
@@ -87,6 +127,7 @@ async def serve_control(options: ControlOptions) -> None:
     # 1. start
     control = Control(run_dir)
     tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(control.probe.run())]
+    control.begin()
     if options.events:
         tasks.append(asyncio.create_task(control.listen_to_events()))
     runner = web.AppRunner(application(control), access_log=None, shutdown_timeout=_SHUTDOWN_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 import msgspec
@@ -16,13 +17,43 @@ class Readiness:
     since: float
 
 
+class DeathKind(enum.Enum):
+    """Why a process ended that nobody had stopped."""
+
+    OOM = "oom"
+    """Killed by the kernel at its memory limit."""
+    SIGNAL = "signal"
+    HANG = "hang"
+    """`predict` took longer than `hang_s`."""
+    STARTUP = "startup"
+    """Not ready within `startup_s`."""
+    GOLDEN = "golden"
+    PACKAGE = "package"
+    """The package cannot be served as it is."""
+    ISOLATION = "isolation"
+    EXIT = "exit"
+
+
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The last time that a process ended by itself."""
+    """The last time that a process ended and nobody had stopped it."""
 
     at: float
     pid: int
-    """0 when supervisord does not say."""
+    kind: DeathKind
     reason: str
+    """In words, with the signal, code or limit."""
+    log: tuple[str, ...] = ()
+    """The last lines of its log then."""
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Several lives of a slot were short: the next one waits."""
+
+    short_lives: int
+    since: float
+    """When the first of them began."""
+    until: float
+    """When the next one begins, or began."""
 
 
 class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +74,10 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     """Starts after the first one that control has seen."""
     last_exit: ExitStatus | None
+    deaths: dict[str, int] = {}
+    """How often it died, by kind, since the host started."""
+    backoff: Backoff | None = None
+    """None unless its last lives were short."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,7 +129,7 @@ class Gateway:
     # -- LinkOwner ----------------------------------------------------------------------------------------
     def joined(self, link: Link, hello: Hello) -> None:
         """A worker takes requests from now on."""
-        logger.info("worker %s joined (pid %d, %s)", link.path.stem, hello.pid, hello.runtime_version)
+        logger.info("worker %s joined (pid %d, %s)", link.program, hello.pid, hello.runtime_version)
         self._links[link.identity] = link
         key = (hello.model_name, hello.model_version)
         now_ns = time.monotonic_ns()
@@ -137,13 +137,13 @@ class Gateway:
 
     def leaving(self, link: Link) -> None:
         """A worker gets nothing more."""
-        logger.info("worker %s is leaving", link.path.stem)
+        logger.info("worker %s is leaving", link.program)
         self._perform(self.dispatcher.worker_leaving(link.identity))
 
     def lost(self, link: Link) -> None:
         """A worker is gone; what it had is sent to another."""
         worker = self.dispatcher.workers[link.identity]
-        logger.info("worker %s is gone (%d requests in flight)", link.path.stem, len(worker.in_flight))
+        logger.info("worker %s is gone (%d requests in flight)", link.program, len(worker.in_flight))
         del self._links[link.identity]
         self._perform(self.dispatcher.worker_lost(link.identity, time.monotonic_ns()))
 

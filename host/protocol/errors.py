@@ -20,6 +20,10 @@ class ConfigError(ModelhostError):
         super().__init__("\n".join(problems))
 
 
+class GoldenFailure(ConfigError):
+    """A model answers otherwise than its golden cases say."""
+
+
 class HostError(ModelhostError):
     """The host could not do what was asked (not running, did not start, did not stop). Exit code 1."""
 

@@ -41,10 +41,10 @@ _PYTHON: Final = re.compile(r"3\.\d+")
 class Resources(msgspec.Struct, frozen=True):
     """`[resources]`, per process."""
 
-    memory_bytes: int
-    cpus: int | str
+    memory_bytes: int = 512 << 20
+    cpus: int | str = 1
     """How many, or which ones (`"2-3"`)."""
-    threads: int
+    threads: int = 1
 
 
 class Scale(msgspec.Struct, frozen=True):

@@ -10,6 +10,15 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 
+EXIT_CONFIG: Final = 2
+"""Of a process whose package or settings are wrong."""
+
+EXIT_GOLDEN: Final = 3
+"""Of a worker that does not reproduce a golden case."""
+
+EXIT_NOT_ISOLATED: Final = 70
+"""Of a launcher that failed in a step that it may not leave out; `EX_SOFTWARE` of <sysexits.h>."""
+
 GC_THRESHOLD: Final = 20_000
 """New containers between two looks at the youngest; Python's own is 700."""
 

@@ -167,7 +167,7 @@ class Host:
         """No process that knows the directory, no socket in it, no listener on the port."""
         assert self.pids() == {}
         assert [path for path in self.directory.rglob("*") if path.is_socket()] == []
-        assert [path.name for path in self.run_dir.sockets.glob("*")] == []
+        assert [path.name for path in self.run_dir.sockets.glob("*/*")] == []
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
 
@@ -352,6 +352,8 @@ class HandHost(Host):
         super().__init__(repository, **options)
         for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.logs):
             directory.mkdir()
+        for model in self.packages:
+            self.run_dir.group_sockets(self.group(model)).mkdir()
         write_deployment(self.run_dir.deployment, load_deployment(repository, None, self.directory / "environments"))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
@@ -395,7 +397,8 @@ class HandHost(Host):
                 process.wait(STOP_LIMIT_S)
         for program in self._killed | {name for name, process in self._running.items() if process.returncode}:
             # Nobody else cleans up after a worker that died.
-            self.run_dir.sockets.joinpath(f"{program}.sock").unlink(missing_ok=True)
+            group, _, slot = program.partition(":")
+            self.run_dir.group_sockets(group).joinpath(f"{slot}.sock").unlink(missing_ok=True)
 
     def kill(self, program: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process by its program name, and wait for its end."""

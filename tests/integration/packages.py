@@ -176,6 +176,7 @@ class Gate:
         self._path = package / "gate.sock"
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
+        self._path.chmod(0o666)  # the model has a user of its own
         self._listener.listen(64)
         self._standing: list[Visit] = []
 

@@ -24,7 +24,17 @@ from hosts import HandHost, RunningHost, read_answer, tensors, until
 from packages import Gate, write_fragile, write_gated, write_package
 
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
-from host.protocol.messages import Operation, RequestHead, read_hello, read_response, request_frame
+from host.protocol.messages import (
+    Hello,
+    Limits,
+    Operation,
+    RequestHead,
+    hello_frame,
+    read_hello,
+    read_response,
+    request_frame,
+)
+from host.protocol.types import Signature
 
 pytestmark = pytest.mark.integration
 
@@ -185,7 +195,7 @@ def listens(host: HandHost) -> bool:
 def appearance_s(host: HandHost, start: Callable[[], object]) -> float:
     """Start something and give the time at which its socket appeared, seen with inotify."""
     with Inotify(sync_timeout=30) as inotify:
-        inotify.add_watch(host.run_dir.sockets, Mask.MOVED_TO)
+        inotify.add_watch(host.run_dir.group_sockets("fragile.v1"), Mask.MOVED_TO)
         start()
         for _ in inotify:
             return time.monotonic()
@@ -254,30 +264,44 @@ def test_a_process_that_a_model_forked_does_not_hide_the_workers_end(
 def test_other_files_among_the_sockets_do_no_harm(repository: Path, make_hand_host: MakeHandHost) -> None:
     write_fragile(repository)
     host = make_hand_host(repository)
-    strange = [host.run_dir.sockets / name for name in ("a.sock", "b.txt", ".c.sock", "d.sock")]
-    strange[0].write_text("no socket")
-    strange[1].write_text("")
-    strange[2].write_text("")
-    strange[3].mkdir()
-    silent = socket.socket(socket.AF_UNIX)
-    silent.bind(str(host.run_dir.sockets / "silent.sock"))
-    silent.listen()
-    nonsense = socket.socket(socket.AF_UNIX)
-    nonsense.bind(str(host.run_dir.sockets / "nonsense.sock"))
-    nonsense.listen()
+    group = host.run_dir.group_sockets("fragile.v1")
+    (host.run_dir.sockets / "7.sock").write_text("no directory")
+    (group / "7.sock").write_text("no socket")
+    (group / "b.txt").write_text("")
+    (group / ".8.sock").write_text("")
+    (group / "9.sock").mkdir()
+    silent, nonsense, impostor = (socket.socket(socket.AF_UNIX) for _ in range(3))
+    for slot, sock in ((11, silent), (12, nonsense), (13, impostor)):
+        sock.bind(str(host.run_dir.worker_socket("fragile.v1", slot)))
+        sock.listen()
     host.start_front()
     host.start_worker("fragile")
     peer, _ = nonsense.accept()
     peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
     assert peer.recv(100) == b""
+    other, _ = impostor.accept()
+    other.sendall(
+        hello_frame(
+            Hello(
+                model_name="another",
+                model_version="1",
+                slot=0,
+                pid=1,
+                platform="python",
+                signature=Signature((), ()),
+                limits=Limits(),
+            )
+        )
+    )
+    assert other.recv(100) == b""
+    assert "expected a worker of fragile.v1, received the hello of one of another.v1" in host.log("front:0")
     until(lambda: host.is_ready("fragile"), "the model is ready")
     assert host.infer("fragile", doubled(4)).status == 200
-    for sock in (peer, nonsense, silent):
+    for sock in (peer, other, nonsense, silent, impostor):
         sock.close()
-    for path in host.run_dir.sockets.glob("*"):
-        if path.name != "fragile.v1:0.sock":
+    for path in (host.run_dir.sockets / "7.sock", *group.iterdir()):
+        if path.name != "0.sock":
             path.rmdir() if path.is_dir() else path.unlink()
-    (host.run_dir.sockets / ".c.sock").unlink(missing_ok=True)
 
 
 NONSENSE = {

@@ -99,17 +99,25 @@ def test_one_process_for_each_slot_front_and_control(rendered: tuple[Path, Any])
 def test_the_commands(rendered: tuple[Path, Any]) -> None:
     run_dir, options = rendered
     processes = processes_of(options)
+
+    def launcher(program: str) -> list[str]:
+        plan = f"{run_dir}/slots/{program}.json"
+        return ["/venv/bin/python", "-I", "-S", "/code/host/isolation/launch.py", plan, "--"]
+
     assert shlex.split(processes["churn.v3:1"].command) == [
+        *launcher("churn.v3:1"),
         *("/model env/bin/python", "-I", "-u", "-X", "faulthandler", "/code/models/by_path.py"),
-        *("--package", "/models/churn/3", "--socket", f"{run_dir}/sockets/churn.v3:1.sock", "--slot", "1"),
+        *("--package", "/models/churn/3", "--socket", f"{run_dir}/sockets/churn.v3/1.sock", "--slot", "1"),
         *("--body-max-bytes", "67108864", "--drain-s", "2.5", "--log-level", "info"),
     ]
     assert shlex.split(processes["front:1"].command) == [
+        *launcher("front:1"),
         *("/venv/bin/python", "-u", "-m", "host.front", "--run-dir", str(run_dir), "--address", "127.0.0.1"),
         *("--port", "8080", "--max-body-bytes", "67108864", "--max-connections", "4096", "--keepalive-s", "75"),
         *("--drain-s", "2.5", "--log-level", "info", "--index", "1"),
     ]
     assert shlex.split(processes["control:control"].command) == [
+        *launcher("control"),
         *("/venv/bin/python", "-u", "-m", "host.control", "--run-dir", str(run_dir), "--log-level", "info", "--events"),
     ]
 
@@ -172,14 +180,19 @@ def test_odd_paths_survive(run_name: str, code_name: str, python_name: str, pack
         deployment = Deployment((model(package=f"/models/{package_name}"),))
         text = render(host_settings(run_dir), deployment, programs)["supervisord.conf"]
         processes = processes_of(parsed(write(run_dir, text)))
+    launcher = [f"/bin/{python_name}", "-I", "-S", f"/code/{code_name}/host/isolation/launch.py"]
     worker = shlex.split(processes["churn.v3:1"].command)
+    assert worker[:6] == [*launcher, f"{run_dir}/slots/churn.v3:1.json", "--"]
+    worker = worker[6:]
     assert worker[0] == f"/bin/{python_name}"
     assert worker[5] == f"/code/{code_name}/models/by_path.py"
     assert worker[7] == f"/models/{package_name}"
-    assert worker[9] == f"{run_dir}/sockets/churn.v3:1.sock"
+    assert worker[9] == f"{run_dir}/sockets/churn.v3/1.sock"
     assert worker[10:12] == ["--slot", "1"]
     assert processes["churn.v3:1"].stdout_logfile == f"{run_dir}/logs/churn.v3:1.log"
     front = shlex.split(processes["front:0"].command)
+    assert front[:6] == [*launcher, f"{run_dir}/slots/front:0.json", "--"]
+    front = front[6:]
     assert front[:6] == [f"/bin/{python_name}", "-u", "-m", "host.front", "--run-dir", str(run_dir)]
     assert processes["front:0"].directory == f"/code/{code_name}"
 

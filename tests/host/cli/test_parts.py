@@ -22,7 +22,6 @@ from host.cli.preflight import (
 )
 from host.cli.running import StartWatch, local_address
 from host.cli.status import duration
-from host.cli.tail import Follower, last_lines, merge_lines, timed_lines
 from host.config.deployment import DeployedModel
 from host.config.run_dir import RunDirectory
 from host.config.settings import resolve_settings
@@ -30,6 +29,7 @@ from host.protocol.errors import ConfigError, HostError
 from host.protocol.messages import Limits
 from host.protocol.types import Signature, TensorSpec
 from host.supervisor import ProcessInfo, ProcessState
+from host.tail import Follower, last_lines, merge_lines, timed_lines
 
 
 # -- tails ------------------------------------------------------------------------------------------------
@@ -157,6 +157,7 @@ def test_the_leftovers_of_a_killed_run_are_removed(short: Path) -> None:
         run_dir.worker_socket("a.v1", 0),
         short / ".control.sock.new",
     ]
+    run_dir.group_sockets("a.v1").mkdir()
     for path in left:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))

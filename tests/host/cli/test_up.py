@@ -183,13 +183,17 @@ def test_the_curl_command_works(host: HostUnderTest) -> None:
 
 
 def test_a_request_in_hand_is_answered_before_the_host_stops(host: HostUnderTest) -> None:
+    at_work = host.package / "work" / "at_work"
+    at_work.parent.mkdir()
+    with (host.package / "model.toml").open("a") as file:
+        file.write('\n[sandbox]\nwritable = ["work"]\n')
     with (host.package / "model.py").open("a") as file:
         file.write(
             "\nimport time\n"
             "predict = Model.predict\n"
             "def slowly(self, inputs):\n"
             "    if (inputs['speed'] == 7).any():\n"
-            "        (self.package / 'at_work').touch()\n"
+            "        (self.package / 'work' / 'at_work').touch()\n"
             "        time.sleep(0.5)\n"
             "    return predict(self, inputs)\n"
             "load = Model.load\n"
@@ -202,7 +206,7 @@ def test_a_request_in_hand_is_answered_before_the_host_stops(host: HostUnderTest
     request = '{"inputs": [{"name": "speed", "shape": [1, 1], "datatype": "FP64", "data": [7]}]}'
     (host.directory / "request.json").write_text(request)
     asking = host.start("predict", "line", "-i", "request.json", "--json")
-    until((host.package / "at_work").exists, "the model is at work")
+    until(at_work.exists, "the model is at work")
     process.send_signal(signal.SIGINT)
     code, out, err = host.ended(asking)
     assert (code, err) == (0, "")

@@ -175,8 +175,8 @@ def test_an_empty_file_is_a_problem(repository: Path) -> None:
 def test_socket_paths_at_their_limit(repository: Path) -> None:
     make(repository, "model", "1", "[scale]\nprocesses = 11\n")
     deployment = load_deployment(repository, None, ENVIRONMENTS)
-    # /sockets/.model.v1:10.sock.new
-    longest = 107 - len("/sockets/.model.v1:10.sock.new")
+    # /sockets/model.v1/.10.sock.new
+    longest = 107 - len("/sockets/model.v1/.10.sock.new")
     for length, good in ((longest, True), (longest + 1, False)):
         run_dir = Path("/" + "r" * (length - 1))
         found = socket_path_problems(deployment, run_dir)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.config.deployment import DeployedModel, Deployment
-from host.control.compare import compare, not_ready
-from host.control.events import History
-from host.control.status import ExitStatus, HostStatus, Readiness
+from host.control.compare import SlotHistory, compare, not_ready
+from host.control.deaths import SlotDeaths
+from host.control.status import Backoff, DeathKind, ExitStatus, HostStatus, Readiness
 from host.protocol.messages import Limits
 from host.protocol.types import Signature
 from host.supervisor import ProcessInfo, ProcessState
@@ -41,7 +41,7 @@ BOTH = {"churn.v3:0": READY, "churn.v3:1": READY}
 
 
 def status(
-    processes: list[ProcessInfo], readiness: dict[str, Readiness], histories: dict[str, History] | None = None
+    processes: list[ProcessInfo], readiness: dict[str, Readiness], histories: dict[str, SlotHistory] | None = None
 ) -> HostStatus:
     return compare(Deployment((deployed(),)), processes, readiness, histories or {}, NOW)
 
@@ -86,9 +86,14 @@ def test_a_dead_process_has_no_uptime() -> None:
 
 
 def test_restarts_and_the_last_exit_are_shown() -> None:
-    last = ExitStatus(at=1.0, pid=7, reason="r")
-    seen = status(HOST + WORKERS, BOTH, {"churn.v3:1": History(starts=3, last_exit=last)})
-    assert [(slot.restarts, slot.last_exit) for slot in seen.models[0].slots] == [(0, None), (2, last)]
+    last = ExitStatus(at=1.0, pid=7, kind=DeathKind.SIGNAL, reason="r")
+    deaths = SlotDeaths(counts={"signal": 2}, last=last)
+    backoff = Backoff(short_lives=2, since=1.0, until=3.0)
+    seen = status(HOST + WORKERS, BOTH, {"churn.v3:1": SlotHistory(starts=3, deaths=deaths, backoff=backoff)})
+    assert [(slot.restarts, slot.last_exit, slot.deaths, slot.backoff) for slot in seen.models[0].slots] == [
+        (0, None, {}, None),
+        (2, last, {"signal": 2}, backoff),
+    ]
 
 
 def test_what_nobody_wants_is_shown_apart() -> None:

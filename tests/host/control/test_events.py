@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from host.control.events import EventDecoder, EventProtocolError, Histories, StateEvent
+from host.control.events import EventDecoder, EventProtocolError, StateEvent
 
 
 def written(name: str, payload: str) -> bytes:
@@ -40,35 +40,3 @@ def test_events_are_whole_wherever_the_stream_is_cut(cuts: list[int]) -> None:
 def test_what_is_no_header_is_named(line: bytes) -> None:
     with pytest.raises(EventProtocolError, match="expected a header"):
         EventDecoder().feed(line)
-
-
-def event(to_state: str, pid: int = 0, *, expected: bool = False) -> StateEvent:
-    return StateEvent(program="a.v1:0", to_state=to_state, from_state="", pid=pid, expected=expected)
-
-
-def test_starts_after_the_first_are_restarts() -> None:
-    histories = Histories()
-    for state, restarts in (
-        ("STARTING", 0),
-        ("RUNNING", 0),
-        ("EXITED", 0),
-        ("STARTING", 1),
-        ("BACKOFF", 1),
-        ("STARTING", 2),
-    ):
-        histories.record(event(state), 1.0)
-        assert histories.of("a.v1:0").restarts == restarts
-    assert histories.of("nobody").restarts == 0
-
-
-def test_the_last_exit_is_kept_and_a_wanted_stop_is_none() -> None:
-    histories = Histories()
-    for state in ("STARTING", "RUNNING", "STOPPING", "STOPPED"):
-        histories.record(event(state), 1.0)
-    assert histories.of("a.v1:0").last_exit is None
-    histories.record(event("EXITED", 5), 2.0)
-    histories.record(event("STARTING"), 3.0)
-    last = histories.of("a.v1:0").last_exit
-    assert last is not None
-    assert (last.at, last.pid) == (2.0, 5)
-    assert "killed" in last.reason

@@ -40,6 +40,7 @@ class FakeWorker:
         self.closed = asyncio.Event()
 
     async def start(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
         hidden = self._path.with_name(f".{self._path.name}.new")
         self._server = await asyncio.start_unix_server(self._accept, hidden)
         hidden.rename(self._path)
@@ -91,7 +92,7 @@ async def watched() -> AsyncIterator[Watched]:
 
 
 async def test_a_hello_is_ready_and_its_end_is_not(watched: Watched) -> None:
-    worker = FakeWorker(watched.directory / "a.v1:0.sock", hello(5))
+    worker = FakeWorker(watched.directory / "a.v1" / "0.sock", hello(5))
     await worker.start()
     await watched.until("a.v1:0", True, 5)
     before = watched.probe.readiness["a.v1:0"].since
@@ -102,10 +103,10 @@ async def test_a_hello_is_ready_and_its_end_is_not(watched: Watched) -> None:
 
 
 async def test_goodbye_is_not_ready_and_the_connection_is_closed(watched: Watched) -> None:
-    worker = FakeWorker(watched.directory / "a.v1:0.sock", hello(5))
+    worker = FakeWorker(watched.directory / "a.v1" / "0.sock", hello(5))
     await worker.start()
     await watched.until("a.v1:0", True, 5)
-    (watched.directory / "a.v1:0.sock").unlink()
+    (watched.directory / "a.v1" / "0.sock").unlink()
     worker.say(encode_frame(Kind.GOODBYE, b""))
     await watched.until("a.v1:0", False)
     async with asyncio.timeout(5):
@@ -115,10 +116,10 @@ async def test_goodbye_is_not_ready_and_the_connection_is_closed(watched: Watche
 
 
 async def test_the_next_process_of_a_slot_stays_ready_when_the_last_one_ends(watched: Watched) -> None:
-    first = FakeWorker(watched.directory / "a.v1:0.sock", hello(5))
+    first = FakeWorker(watched.directory / "a.v1" / "0.sock", hello(5))
     await first.start()
     await watched.until("a.v1:0", True, 5)
-    second = FakeWorker(watched.directory / "a.v1:0.sock", hello(6))
+    second = FakeWorker(watched.directory / "a.v1" / "0.sock", hello(6))
     await second.start()
     await watched.until("a.v1:0", True, 6)
     first.say(encode_frame(Kind.GOODBYE, b""))
@@ -131,8 +132,8 @@ async def test_the_next_process_of_a_slot_stays_ready_when_the_last_one_ends(wat
 
 
 async def test_a_socket_that_says_nothing_is_not_ready(watched: Watched) -> None:
-    silent = FakeWorker(watched.directory / "a.v1:0.sock", b"")
-    talking = FakeWorker(watched.directory / "a.v1:1.sock", hello(6))
+    silent = FakeWorker(watched.directory / "a.v1" / "0.sock", b"")
+    talking = FakeWorker(watched.directory / "a.v1" / "1.sock", hello(6))
     await silent.start()
     await talking.start()
     async with asyncio.timeout(5):
