@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from host.cli.children import adopt_orphans, kill_children, terminated_with_parent
+from host.cli.children import adopt_orphans, child_pids, kill_children, terminated_with_parent
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
@@ -74,6 +74,7 @@ class RunningHost:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap_orphans)
         try:
             self._start()
             await self._unless_stopped(self._until_ready())
@@ -85,6 +86,16 @@ class RunningHost:
 
     def _signalled(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
+
+    def _reap_orphans(self) -> None:
+        """Take the end of what the host's processes left behind, which comes to this process (`adopt_orphans`)."""
+        supervisord = self._supervisord.pid if self._supervisord is not None else 0
+        for pid in child_pids(os.getpid()):
+            if pid != supervisord:
+                try:
+                    os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass
 
     # -- 1. start -----------------------------------------------------------------------------------------
     def _start(self) -> None:

@@ -70,7 +70,7 @@ def prepare(
     run_dir = RunDirectory(settings.run_dir)
     tree, reason = _find_tree(settings)
     _write_record(run_dir, settings, tree, [])  # before anything is made, so that it is found again whatever happens
-    prefixes = {python: _prefixes(python) for python in _pythons(deployment, model_python)}
+    prefixes = {python: interpreter_directories(python) for python in _pythons(deployment, model_python)}
     layout = Layout(code_root=code_root, model_python=model_python, prefixes=prefixes)
     abilities = _abilities(run_dir, settings, tree, reason, layout)
     _write_record(run_dir, settings, abilities.tree, abilities.missing)
@@ -209,8 +209,8 @@ def _pythons(deployment: Deployment, model_python: Path) -> Iterable[str]:
     return dict.fromkeys([str(model_python), *(model.python for model in deployment.models if model.python)])
 
 
-def _prefixes(python: str) -> tuple[str, ...]:
-    """The directories that an interpreter needs, by every name that leads to them."""
+def interpreter_directories(python: str) -> tuple[str, ...]:
+    """The directories that an interpreter needs beside the system's own, by every name that leads to them."""
     try:
         done = subprocess.run(
             [python, "-I", "-S", "-c", _PREFIXES],

@@ -14,13 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import msgspec
+
+from host.cli.status import fetch_status
 from host.config.deployment import load_deployment, write_deployment
 from host.config.run_dir import RunDirectory, group_name
+from host.control.status import HostStatus, SlotStatus
 from host.protocol.package import Package, read_package
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -168,6 +173,8 @@ class Host:
         assert self.pids() == {}
         assert [path for path in self.directory.rglob("*") if path.is_socket()] == []
         assert [path.name for path in self.run_dir.sockets.glob("*/*")] == []
+        tree = f"modelhost-{zlib.crc32(os.fsencode(self.run_dir.root)):08x}"
+        assert list(Path("/sys/fs/cgroup").rglob(tree)) == []
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
 
@@ -274,13 +281,22 @@ class Host:
 class RunningHost(Host):
     """A host under `modelhost up`: supervisord, control, fronts and workers."""
 
-    def __init__(self, repository: Path, *, settings: Mapping[str, object] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        settings: Mapping[str, object] | None = None,
+        prefix: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        """`prefix`: a command that runs the host's, as `nice` does."""
         super().__init__(repository, **options)
+        self._prefix = tuple(prefix)
         self._settings = dict(settings or {})
         self._up: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start everything; back when `up` says that it is ready."""
+    def start(self) -> str:
+        """Start everything; back with what `up` said when it says that it is ready."""
         deployment = self.directory / "deployment.toml"
         deployment.write_text(
             "".join(f'[[models]]\nname = "{name}"\nprocesses = {self.processes(name)}\n' for name in self.packages)
@@ -294,7 +310,10 @@ class RunningHost(Host):
             **self._settings,
         }
         self._up = subprocess.Popen(
-            [sys.executable, "-P", "-m", "host.cli", "up", *(f"--{name}={value}" for name, value in flags.items())],
+            [
+                *(*self._prefix, sys.executable, "-P", "-m", "host.cli", "up"),
+                *(f"--{name}={value}" for name, value in flags.items()),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -303,6 +322,30 @@ class RunningHost(Host):
         )
         said = self._read_until("ready: ")
         assert f"ready: {self.url}\n" in said, said + self.logs()
+        return said
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of modelhost's commands for this host."""
+        return subprocess.run(
+            [*self._prefix, sys.executable, "-P", "-m", "host.cli", *arguments, f"--run-dir={self.run_dir.root}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT_S,
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            check=False,
+        )
+
+    def status(self) -> HostStatus:
+        """What control says."""
+        return msgspec.json.decode(fetch_status(self.run_dir), type=HostStatus)
+
+    def slot(self, program: str) -> SlotStatus:
+        """What control says of one process."""
+        status = self.status()
+        slots = [*(slot for model in status.models for slot in model.slots), *status.host]
+        return next(slot for slot in slots if slot.name == program)
 
     def _read_until(self, word: str) -> str:
         assert self._up is not None and self._up.stdout is not None

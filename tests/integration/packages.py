@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -95,16 +96,18 @@ def write_package(
     outputs: Sequence[Tensor],
     processes: int = 1,
     limits: Mapping[str, int | bool] | None = None,
+    **tables: Mapping[str, object],
 ) -> Path:
-    """Write a package of the python runtime; give its directory."""
+    """Write a package of the python runtime; give its directory. `tables`: `resources`, `sandbox` and so on."""
     directory = repository / name / "1"
     directory.mkdir(parents=True)
     lines = ['runtime = "python"']
     for key, specs in (("inputs", inputs), ("outputs", outputs)):
         for tensor, datatype, shape in specs:
             lines += [f"[[{key}]]", f'name = "{tensor}"', f'datatype = "{datatype}"', f"shape = {shape}"]
-    lines += ["[scale]", f"processes = {processes}", "[limits]"]
-    lines += [f"{key} = {str(value).lower()}" for key, value in (limits or {}).items()]
+    for table, values in {"scale": {"processes": processes}, "limits": limits or {}, **tables}.items():
+        # A JSON value of these kinds is a TOML value too.
+        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
     (directory / "model.toml").write_text("\n".join(lines) + "\n")
     (directory / "model.py").write_text(code)
     return directory

@@ -34,6 +34,7 @@ from host.protocol.messages import (
     read_response,
     request_frame,
 )
+from host.protocol.process import EXIT_GOLDEN
 from host.protocol.types import Signature
 
 pytestmark = pytest.mark.integration
@@ -383,7 +384,7 @@ def test_a_worker_that_fails_its_golden_case_never_becomes_ready(
     golden.write_text(json.dumps(document))
     host = make_hand_host(repository)
     worker = host.start_worker("breast_cancer")
-    assert worker.wait(30) == 2
+    assert worker.wait(30) == EXIT_GOLDEN
     log = host.log("breast_cancer.v1:0")
     assert f"golden case '{case['name']}': output 'probability': expected " in log
     assert "Traceback" not in log

@@ -439,7 +439,7 @@ def test_try_says_why_a_package_does_not_work(host: HostUnderTest) -> None:
     text = golden.read_text()
     golden.write_text(text.replace("61.0", "62.0"))
     code, _, err = host.command("try", "models/line/1")
-    assert (code, "golden case 'two cars'" in err, "exit code 2" in err) == (1, True, True)
+    assert (code, "golden case 'two cars'" in err, "exit code 3" in err) == (1, True, True)
     golden.write_text(text)
     with (host.package / "model.py").open("a") as file:
         file.write("\nraise RuntimeError('no luck')\n")
