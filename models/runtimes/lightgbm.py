@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from host.protocol.errors import ConfigError
 from host.protocol.package import Package
 from host.protocol.tensors import Array
+from models.runtimes.lightgbm_library import lightgbm
 from models.runtimes.lightgbm_rows import ROWS_MAX, ROWS_MAX_THREADED, row_predictor
-
-_NOT_NEEDED: Final = ("sklearn", "pandas", "pyarrow", "matplotlib", "graphviz", "dask", "datatable")
-"""What lightgbm imports if it is there, and prediction from arrays never uses: scikit-learn alone costs each process
-70 MB and half a second."""
-
-
-@contextmanager
-def _hidden(*names: str) -> Iterator[None]:
-    """Have imports of these fail; those that are imported already stay."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None stops an import
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
-
-
-with _hidden(*_NOT_NEEDED):
-    import lightgbm
 
 
 def load(directory: Path, package: Package) -> LightGBMRuntime:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Final
 
-import lightgbm
 import numpy as np
 
 from host.protocol.tensors import Array
+from models.runtimes.lightgbm_library import lightgbm
 
 ROWS_MAX: Final = 32
 """With more rows in a batch `Booster.predict` is as fast on one thread (docs/adr/0015)."""

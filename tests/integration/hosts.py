@@ -29,16 +29,19 @@ from host.control.status import HostStatus, SlotStatus
 from host.protocol.package import Package, read_package
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_LIMIT_S = 30.0
-STOP_LIMIT_S = 15.0
-CALL_LIMIT_S = 15.0
+PATIENCE = float(os.environ.get("PATIENCE", "1"))
+"""How much slower than usual this machine may be: a virtual one in a process is."""
+
+START_LIMIT_S = 30.0 * PATIENCE
+STOP_LIMIT_S = 15.0 * PATIENCE
+CALL_LIMIT_S = 15.0 * PATIENCE
 
 Result = TypeVar("Result")
 
 
 def until(look: Callable[[], Result], what: str, limit_s: float = 10.0) -> Result:
     """Look again and again until it gives something true; fail with `what` if it has not within the limit."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + limit_s * PATIENCE
     while not (found := look()):
         assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
         time.sleep(0.002)

@@ -1,0 +1,42 @@
+"""What is written for a launcher is what it reads; what is not, is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, read_plan, write_plan
+
+PLAN = SlotPlan(
+    program="churn.v3:0",
+    required=True,
+    cgroup=CgroupPlan(2, {"memory": "/sys/fs/cgroup/x/churn.v3/0"}, 1 << 29, 128, 100, "0-1"),
+    cpus=(0, 1),
+    threads=2,
+    oom_score_adj=500,
+    open_files=4096,
+    view=ViewPlan("/run/view", ("/a", "/b"), ("/c",), 1 << 20),
+    network=False,
+    user=1_900_000_001,
+    processes_max=256,
+    confined=True,
+    socket="/run/sockets/churn.v3/0.sock",
+)
+
+
+@pytest.mark.parametrize("plan", [PLAN, PLAN._replace(cgroup=None, view=None, user=None, oom_score_adj=None, cpus=())])
+def test_what_is_written_is_read(tmp_path: Path, plan: SlotPlan) -> None:
+    path = tmp_path / "churn.v3:0.json"
+    write_plan(path, plan)
+    assert read_plan(path) == plan
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cgroup": null, "view": null}', '{"cgroup": {"x": 1}, "view": 2}'])
+def test_another_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}: not a slot's plan"):
+        read_plan(path)
