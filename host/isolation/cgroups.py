@@ -103,14 +103,17 @@ def hierarchy_for(wanted: str | None, *, is_root: bool) -> tuple[Hierarchy | Non
     directory, mount = own.directories["memory"], own.mounts["memory"]
     if own.version == 1 or directory == mount:
         return own, ""
-    if set(_pids(directory)) <= {os.getpid()} and os.access(directory / "cgroup.subtree_control", os.W_OK):
+    others = [pid for pid in _pids(directory) if pid != os.getpid()]
+    ours = os.access(directory / "cgroup.subtree_control", os.W_OK)
+    if ours and not others:
         below = directory / "supervisor"
         _make_directory(below)
         _write(below / "cgroup.procs", str(os.getpid()))
         return own, ""
     if is_root:
         return own.at("/"), ""
-    return None, f"{directory} is not ours alone; start the host in a systemd unit with Delegate=yes"
+    reason = f"other processes are in {directory}" if ours else f"{directory} is not this user's"
+    return None, f"{reason}; start the host in a systemd unit with Delegate=yes"
 
 
 def own_hierarchy() -> Hierarchy | None:

@@ -131,6 +131,11 @@ class Host:
         self.port: int = self._reservation.getsockname()[1]
 
     @property
+    def tree(self) -> str:
+        """The name of its cgroups."""
+        return f"modelhost-{zlib.crc32(os.fsencode(self.run_dir.root)):08x}"
+
+    @property
     def address(self) -> str:
         """Host and port, as clients write them."""
         return f"127.0.0.1:{self.port}"
@@ -176,8 +181,7 @@ class Host:
         assert self.pids() == {}
         assert [path for path in self.directory.rglob("*") if path.is_socket()] == []
         assert [path.name for path in self.run_dir.sockets.glob("*/*")] == []
-        tree = f"modelhost-{zlib.crc32(os.fsencode(self.run_dir.root)):08x}"
-        assert list(Path("/sys/fs/cgroup").rglob(tree)) == []
+        assert list(Path("/sys/fs/cgroup").rglob(self.tree)) == []
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
 
@@ -289,11 +293,13 @@ class RunningHost(Host):
         repository: Path,
         *,
         settings: Mapping[str, object] | None = None,
+        starter: Sequence[str] = (),
         prefix: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        """`prefix`: a command that runs the host's, as `nice` does."""
+        """`prefix`: a command that runs modelhost's, as `nice` does; `starter`: one before that, for `up` only."""
         super().__init__(repository, **options)
+        self._starter = tuple(starter)
         self._prefix = tuple(prefix)
         self._settings = dict(settings or {})
         self._up: subprocess.Popen[bytes] | None = None
@@ -314,7 +320,7 @@ class RunningHost(Host):
         }
         self._up = subprocess.Popen(
             [
-                *(*self._prefix, sys.executable, "-P", "-m", "host.cli", "up"),
+                *(*self._starter, *self._prefix, sys.executable, "-P", "-m", "host.cli", "up"),
                 *(f"--{name}={value}" for name, value in flags.items()),
             ],
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts import CHECKOUT, RunningHost
@@ -32,17 +33,30 @@ USER = 1_800_000_001
 class OrdinaryHost(RunningHost):
     """A host, and every command about it, run by an ordinary user."""
 
-    def __init__(self, repository: Path, work: Path, **options: object) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        work: Path,
+        *,
+        cgroups: str = "read_only",
+        **options: Any,
+    ) -> None:
+        """`cgroups`: `read_only`, or `writable` for their owner."""
         plan = work / "plan.json"
         launcher = [sys.executable, "-I", "-S", str(CHECKOUT / "host" / "isolation" / "launch.py"), str(plan), "--"]
         super().__init__(repository, prefix=launcher, **options)
         for directory in (self.directory, work):
             os.chown(directory, USER, USER)
         (work / "view").mkdir()
+        shown = {
+            "read_only": [*interpreter_directories(sys.executable), str(CHECKOUT), str(repository)],
+            "writable": [str(self.directory)],
+        }
+        shown[cgroups].append("/sys/fs/cgroup")
         view = ViewPlan(
             mount_point=str(work / "view"),
-            read_only=(*interpreter_directories(sys.executable), str(CHECKOUT), str(repository), "/sys/fs/cgroup"),
-            writable=(str(self.directory),),
+            read_only=tuple(shown["read_only"]),
+            writable=tuple(shown["writable"]),
             tmp_bytes=1 << 28,
         )
         write_plan(
