@@ -207,7 +207,15 @@ def scenario_tables(document: dict[str, Any]) -> str:
 
 def scenario_table(name: str, figures: dict[str, Any]) -> str:
     """The section of one scenario."""
-    return {"overload": overload_table, "noisy": noisy_table, "kill": kill_table}[name](figures)
+    tables = {
+        "overload": overload_table,
+        "noisy": noisy_table,
+        "kill": kill_table,
+        "leak": leak_table,
+        "burn": burn_table,
+        "weight": weight_table,
+    }
+    return tables[name](figures)
 
 
 def overload_table(found: dict[str, Any]) -> str:
@@ -262,4 +270,54 @@ def kill_table(found: dict[str, Any]) -> str:
     for name, figures in found.items():
         recoveries = ", ".join(map(str, figures["seconds_to_the_next_200"])) or "never without"
         lines.append(f"| {name} | {figures['kills']} | {figures['statuses']} | {figures['errors']} | {recoveries} |")
+    return "\n".join([*lines, ""])
+
+
+def leak_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## A neighbour that leaks",
+        "",
+        f"A model at {found['rate_per_s']:,}/s, alone and while another one on the front's CPU allocates until it is",
+        f"killed at {found['memory_mib']} MiB, again and again ({found['oom_kills']} times). Median ratio of p99: "
+        f"**{found['median_ratio']:.2f}**, errors: {found['errors']}.",
+        "",
+        "| pair | p99 alone | p99 beside | ratio | kills |",
+        "|---|---|---|---|---|",
+    ]
+    for number, pair in enumerate(found["pairs"], 1):
+        cells = (f"{pair['alone_p99_ms']} ms", f"{pair['beside_p99_ms']} ms", pair["ratio"], pair["oom_kills"])
+        lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
+def burn_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    threads = max(pair["burning_threads"] for pair in found["pairs"])
+    lines = [
+        "## A neighbour that burns",
+        "",
+        "The time of one model's own work on its CPU, alone and while another one, on another CPU, runs LightGBM and",
+        f"asks for 64 threads (it got {threads}). Median ratio: **{found['median_ratio']:.3f}**.",
+        "",
+        "| pair | alone | beside | ratio |",
+        "|---|---|---|---|",
+    ]
+    for number, pair in enumerate(found["pairs"], 1):
+        lines.append(f"| {number} | {pair['alone_ms']} ms | {pair['beside_ms']} ms | {pair['ratio']} |")
+    return "\n".join([*lines, ""])
+
+
+def weight_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## What a worker weighs",
+        "",
+        "A worker with its runtime loaded and no model, while no other process shares anything with it.",
+        "",
+        "| runtime | resident | proportional set |",
+        "|---|---|---|",
+    ]
+    for runtime, sizes in found.items():
+        lines.append(f"| {runtime} | {sizes['rss_mb']} MB | {sizes['pss_mb']} MB |")
     return "\n".join([*lines, ""])

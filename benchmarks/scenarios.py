@@ -1,6 +1,6 @@
-"""What happens past the limits: overload, a noisy neighbour, workers that are killed. modelhost alone, one run.
+"""What happens past the limits: overload, neighbours that flood, leak or burn, workers that are killed. One run.
 
-    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill
+    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight
 
 Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
 neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
@@ -21,16 +21,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import report
+from benchmarks import neighbours, report
 from benchmarks.bench import cancer_rows
 from benchmarks.openloop import open_loop, post, quantile
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
@@ -246,7 +247,14 @@ def kill(seconds: float) -> dict[str, Any]:
     return found
 
 
-SCENARIOS = {"overload": overload, "noisy": noisy, "kill": kill}
+SCENARIOS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "overload": overload,
+    "noisy": noisy,
+    "kill": kill,
+    "leak": partial(neighbours.leak, say=say),
+    "burn": partial(neighbours.burn, say=say),
+    "weight": partial(neighbours.weight, say=say),
+}
 
 
 def main() -> int:

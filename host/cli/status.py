@@ -15,7 +15,7 @@ from host.protocol.errors import HostError
 if TYPE_CHECKING:
     from host.config.run_dir import RunDirectory
     from host.control.status import HostStatus, SlotStatus
-    from host.isolation.inspection import InForce
+    from host.isolation.inspection import Enforced
 
 CALL_TIMEOUT_S: Final = 5.0
 CONTROL_BACK_S: Final = 3.0
@@ -91,7 +91,7 @@ def _show_isolation(run_dir: RunDirectory, status: HostStatus, *, as_json: bool)
     return 1 if missing else 0
 
 
-def _isolation_cells(one: InForce) -> list[str]:
+def _isolation_cells(one: Enforced) -> list[str]:
     cgroup = one.cgroup if one.cgroup is not None and one.cgroup.joined else None
     mib = 1 << 20
     return [

@@ -19,7 +19,7 @@ _CAPABILITIES: Final = {
 _FEW: Final = 6
 
 
-class CgroupInForce(msgspec.Struct, frozen=True, kw_only=True):
+class EnforcedCgroup(msgspec.Struct, frozen=True, kw_only=True):
     """A slot's cgroup, read back. 0 and "": no limit."""
 
     version: int
@@ -35,7 +35,7 @@ class CgroupInForce(msgspec.Struct, frozen=True, kw_only=True):
     cpus: str
 
 
-class InForce(msgspec.Struct, frozen=True, kw_only=True):
+class Enforced(msgspec.Struct, frozen=True, kw_only=True):
     """What holds for one process."""
 
     program: str
@@ -55,10 +55,10 @@ class InForce(msgspec.Struct, frozen=True, kw_only=True):
     oom_score_adj: int
     core_dumps: bool
     open_files: int
-    cgroup: CgroupInForce | None
+    cgroup: EnforcedCgroup | None
 
 
-def inspect(program: str, pid: int, tree: CgroupTree | None, proc: Path = Path("/proc")) -> InForce | None:
+def inspect(program: str, pid: int, tree: CgroupTree | None, proc: Path = Path("/proc")) -> Enforced | None:
     """Read everything about a process; None if it is gone."""
     try:
         lines = (proc / str(pid) / "status").read_text().splitlines()
@@ -69,7 +69,7 @@ def inspect(program: str, pid: int, tree: CgroupTree | None, proc: Path = Path("
         oom_score_adj = int((proc / str(pid) / "oom_score_adj").read_text())
     except OSError:
         return None
-    return InForce(
+    return Enforced(
         program=program,
         pid=pid,
         user=int(fields["Uid"].split()[1]),
@@ -103,13 +103,13 @@ def _differs(proc: Path, pid: int, kind: str) -> bool | None:
         return None
 
 
-def _cgroup(program: str, pid: int, tree: CgroupTree | None) -> CgroupInForce | None:
+def _cgroup(program: str, pid: int, tree: CgroupTree | None) -> EnforcedCgroup | None:
     if tree is None:
         return None
     group, _, slot = program.partition(":")
     leaf = tree.leaf(group, slot or "0")
     limits, counters = leaf.limits(), leaf.counters()
-    return CgroupInForce(
+    return EnforcedCgroup(
         version=leaf.version,
         path=str(leaf.path),
         joined=pid in leaf.pids(),

@@ -1,0 +1,252 @@
+"""What one model's leak or burn costs another, and what a worker weighs. Scenarios of `scenarios.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.openloop import open_loop, post, quantile
+from benchmarks.servers import FRONT_CPU, WORKER_CPU, Running, modelhost, running
+
+TOML = """runtime = "python"
+[[inputs]]
+name = "x"
+datatype = "FP64"
+shape = [-1, 1]
+[[outputs]]
+name = "y"
+datatype = "FP64"
+shape = [-1, 1]
+[resources]
+memory = "{memory}"
+cpus = "{cpus}"
+[limits]
+timeout_ms = 20000
+max_batch_rows = 1
+retry = false
+"""
+LEAK_CODE = """
+class Model:
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        if not inputs["x"].any():
+            return {"y": inputs["x"]}
+        held = []
+        while True:
+            held.append(bytearray(4 << 20))
+"""
+MEASURED_CODE = """
+import time
+
+class Model:
+    \"\"\"Some milliseconds of work that is always the same; answers how long it took, in seconds.\"\"\"
+
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        start = time.perf_counter()
+        total = 0
+        for number in range(100_000):
+            total += number * number % 7
+        return {"y": inputs["x"] * 0 + (time.perf_counter() - start)}
+"""
+BURN_CODE = """
+import time
+import lightgbm
+import numpy as np
+
+class Model:
+    \"\"\"As many seconds as asked for of LightGBM with 64 threads.\"\"\"
+
+    def load(self, package):
+        data = np.random.default_rng(1).normal(size=(5000, 30))
+        self.rows = data
+        self.booster = lightgbm.train({"verbosity": -1, "num_threads": 1}, lightgbm.Dataset(data, data[:, 0]), 50)
+
+    def predict(self, inputs):
+        end = time.monotonic() + float(inputs["x"].max())
+        while time.monotonic() < end:
+            self.booster.predict(self.rows, num_threads=64)
+        return {"y": inputs["x"]}
+"""
+BODY = '{{"inputs":[{{"name":"x","datatype":"FP64","shape":[1,1],"data":[{value}]}}]}}'
+MEMORY_MIB = 256
+PAIRS = 7
+RATE_PER_S = 5000
+
+
+def package(repository: Path, name: str, code: str, cpus: int, memory_mib: int = MEMORY_MIB) -> None:
+    """Write a package of the python runtime."""
+    directory = repository / name / "1"
+    directory.mkdir(parents=True)
+    (directory / "model.toml").write_text(TOML.format(memory=f"{memory_mib}MiB", cpus=cpus))
+    (directory / "model.py").write_text(code)
+
+
+@contextmanager
+def host(models: dict[str, tuple[str, int]]) -> Iterator[Running]:
+    """A host with models of this name, code and CPU; nothing is moved after it has started."""
+    with tempfile.TemporaryDirectory(prefix="mh-") as directory:
+        repository = Path(directory)
+        for name, (code, cpu) in models.items():
+            package(repository, name, code, cpu)
+        first = next(iter(models))
+        server = modelhost(" ".join(models), f"/v2/models/{first}/infer", repository=repository)
+        with running(replace(server, pins=()), BODY.format(value=0.0).encode()) as started:
+            yield started
+
+
+def ask(port: int, model: str, value: float) -> tuple[int, float]:
+    """One request; its status and the number in its answer."""
+    url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
+    request = urllib.request.Request(url, BODY.format(value=value).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return 200, json.loads(response.read())["outputs"][0]["data"][0]
+    except urllib.error.HTTPError as error:
+        error.read()
+        return error.code, 0.0
+
+
+def ask_until(port: int, model: str, value: float, end: float) -> int:
+    """Ask again and again; how often something came back other than that there is no worker."""
+    count = 0
+    while time.time() < end:
+        status, _ = ask(port, model, value)
+        if status == 503:
+            time.sleep(0.05)
+        else:
+            count += 1
+    return count
+
+
+# -- a leak -------------------------------------------------------------------------------------------------------
+DOUBLE_CODE = """
+class Model:
+    def load(self, package):
+        pass
+
+    def predict(self, inputs):
+        return {"y": 2 * inputs["x"]}
+"""
+
+
+def leak(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """A model under load, alone and while another one allocates until it is killed, again and again."""
+    found = []
+    requests = [post("/v2/models/innocent/infer", BODY.format(value=value).encode()) for value in range(1, 200)]
+    models = {"innocent": (DOUBLE_CODE, WORKER_CPU), "leaking": (LEAK_CODE, FRONT_CPU)}
+    with host(models) as started, ProcessPoolExecutor(1, get_context("spawn")) as other_process:
+        open_loop(started.port, requests, RATE_PER_S, 2)
+        for pair in range(PAIRS):
+            alone = open_loop(started.port, requests, RATE_PER_S, seconds)
+            deaths = other_process.submit(ask_until, started.port, "leaking", 1.0, time.time() + seconds)
+            beside = open_loop(started.port, requests, RATE_PER_S, seconds)
+            alone_ms, beside_ms = quantile(alone.admitted_ms, 0.99), quantile(beside.admitted_ms, 0.99)
+            found.append(
+                {
+                    "alone_p99_ms": round(alone_ms, 2),
+                    "beside_p99_ms": round(beside_ms, 2),
+                    "ratio": round(beside_ms / alone_ms, 2),
+                    "errors": beside.sent - beside.statuses[200],
+                    "oom_kills": deaths.result(),
+                }
+            )
+            say(f"leak: pair {pair + 1} of {PAIRS}: {found[-1]}")
+    return {
+        "rate_per_s": RATE_PER_S,
+        "memory_mib": MEMORY_MIB,
+        "pairs": found,
+        "median_ratio": statistics.median(pair["ratio"] for pair in found),
+        "errors": sum(pair["errors"] for pair in found),
+        "oom_kills": sum(pair["oom_kills"] for pair in found),
+    }
+
+
+# -- a burn -------------------------------------------------------------------------------------------------------
+def burn(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """The time that a model's own work takes on one CPU, while another asks for 64 OpenMP threads on the other."""
+    found = []
+    models = {"measured": (MEASURED_CODE, WORKER_CPU), "burning": (BURN_CODE, FRONT_CPU)}
+    with host(models) as started, ProcessPoolExecutor(1, get_context("spawn")) as other_process:
+
+        def work_ms() -> float:
+            end = time.monotonic() + seconds / 2
+            taken = []
+            while time.monotonic() < end:
+                taken.append(ask(started.port, "measured", 1.0)[1])
+            return 1000 * statistics.median(taken)
+
+        work_ms()
+        for pair in range(PAIRS):
+            alone_ms = work_ms()
+            burning = other_process.submit(ask, started.port, "burning", seconds / 2 + 1)
+            time.sleep(0.5)
+            beside_ms = work_ms()
+            threads = threads_of(started, "burning")
+            status, _ = burning.result()
+            found.append(
+                {
+                    "alone_ms": round(alone_ms, 3),
+                    "beside_ms": round(beside_ms, 3),
+                    "ratio": round(beside_ms / alone_ms, 3),
+                    "burning_status": status,
+                    "burning_threads": threads,
+                }
+            )
+            say(f"burn: pair {pair + 1} of {PAIRS}: {found[-1]}")
+    return {"pairs": found, "median_ratio": statistics.median(pair["ratio"] for pair in found)}
+
+
+def threads_of(started: Running, model: str) -> int:
+    """Threads of a model's worker."""
+    for pid, command in started.pids().items():
+        if "by_path.py" in command and f"/{model}/" in command:
+            return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    return 0
+
+
+# -- weight -------------------------------------------------------------------------------------------------------
+WEIGHT_CODE = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import models.worker
+from models.golden import run_golden_cases
+from models.server import Server
+from models.service import Service
+from models.watchdog import Watchdog
+import models.runtimes.{runtime}
+print(Path("/proc/self/smaps_rollup").read_text())
+"""
+
+
+def weight(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Memory of one worker with its runtime loaded and no model, beside no other: nothing of it is shared."""
+    root = Path(__file__).resolve().parent.parent
+    python = root / ".venv" / "model-env" / "bin" / "python"
+    found = {}
+    for runtime in ("lightgbm", "onnx", "python"):
+        code = WEIGHT_CODE.format(root=str(root), runtime=runtime)
+        done = subprocess.run(
+            [python, "-I", "-c", code], check=True, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}
+        )
+        sizes = dict(re.findall(r"^(Rss|Pss): +(\d+) kB", done.stdout, re.MULTILINE))
+        found[runtime] = {name.lower() + "_mb": round(int(kib) * 1024 / 1e6, 1) for name, kib in sizes.items()}
+        say(f"weight: {runtime}: {found[runtime]}")
+    return found
