@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -18,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.openloop import open_loop, post, quantile
-from benchmarks.servers import FRONT_CPU, WORKER_CPU, Running, modelhost, running
+from benchmarks.servers import FRONT_CPU, ROOT, WORKER_CPU, Running, modelhost, running
+from host.isolation.cgroups import CgroupTree, own_hierarchy
+from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, write_plan
+from host.isolation.prepare import interpreter_directories, launcher_path
+from host.placement import cpu_set_text
 
 TOML = """runtime = "python"
 [[inputs]]
@@ -237,16 +242,83 @@ print(Path("/proc/self/smaps_rollup").read_text())
 
 
 def weight(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Memory of one worker with its runtime loaded and no model, beside no other: nothing of it is shared."""
-    root = Path(__file__).resolve().parent.parent
-    python = root / ".venv" / "model-env" / "bin" / "python"
+    """Memory of one worker with its runtime loaded and no model, nothing of it shared; what its launcher takes."""
+    python = ROOT / ".venv" / "model-env" / "bin" / "python"
     found = {}
     for runtime in ("lightgbm", "onnx", "python"):
-        code = WEIGHT_CODE.format(root=str(root), runtime=runtime)
+        code = WEIGHT_CODE.format(root=str(ROOT), runtime=runtime)
         done = subprocess.run(
             [python, "-I", "-c", code], check=True, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"}
         )
         sizes = dict(re.findall(r"^(Rss|Pss): +(\d+) kB", done.stdout, re.MULTILINE))
         found[runtime] = {name.lower() + "_mb": round(int(kib) * 1024 / 1e6, 1) for name, kib in sizes.items()}
         say(f"weight: {runtime}: {found[runtime]}")
-    return found
+    return {"memory": found, "launch_ms": launch_ms(python)}
+
+
+LAUNCHES = 21
+
+
+def launch_ms(python: Path) -> dict[str, float]:
+    """What the launcher adds to the start of a process, with every step and without the dearest ones; medians in ms."""
+    hierarchy = own_hierarchy()
+    with tempfile.TemporaryDirectory(prefix="mh-") as directory:
+        work = Path(directory)
+        for name in ("view", "sockets"):
+            (work / name).mkdir()
+        tree = None if hierarchy is None else CgroupTree.below(hierarchy, work.name)
+        if tree is not None:
+            tree.make()
+            tree.make_group("bench")
+        try:
+            plan = _full_plan(work, python, tree)
+            variants = {
+                "everything": plan,
+                "without a view": plan._replace(view=None),
+                "without a network": plan._replace(network=True),
+                "without a cgroup": plan._replace(cgroup=None),
+                "no step at all": plan._replace(view=None, network=True, cgroup=None, user=None, confined=False),
+            }
+            taken: dict[str, list[float]] = {name: [] for name in ("nothing", *variants)}
+            for _ in range(LAUNCHES):
+                taken["nothing"].append(_took_ms(["/usr/bin/true"]))
+                for name, variant in variants.items():
+                    write_plan(work / "plan.json", variant)
+                    launcher = [ROOT / ".venv/bin/python", "-I", "-S", launcher_path(ROOT), work / "plan.json", "--"]
+                    taken[name].append(_took_ms([*map(str, launcher), "/usr/bin/true"]))
+        finally:
+            if tree is not None:
+                tree.remove()
+    return {name: round(statistics.median(times), 1) for name, times in taken.items()}
+
+
+def _took_ms(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return 1000 * (time.perf_counter() - begun)
+
+
+def _full_plan(work: Path, python: Path, tree: CgroupTree | None) -> SlotPlan:
+    """What a worker of a host is told."""
+    cpus = tuple(sorted(os.sched_getaffinity(0)))
+    cgroup = None
+    if tree is not None:
+        directories = {name: str(top / "bench" / "0") for name, top in tree.tops.items()}
+        cgroup = CgroupPlan(tree.version, directories, 1 << 29, 128, 100, cpu_set_text(cpus))
+    code = (ROOT / "models", ROOT / "host" / "__init__.py", ROOT / "host" / "protocol")
+    read_only = (*interpreter_directories(str(python)), *map(str, code))
+    return SlotPlan(
+        program="bench:0",
+        required=True,
+        cgroup=cgroup,
+        cpus=cpus,
+        threads=1,
+        oom_score_adj=500,
+        open_files=4096,
+        view=ViewPlan(str(work / "view"), read_only, (str(work / "sockets"),), 1 << 28),
+        network=False,
+        user=1_900_000_000,
+        processes_max=128,
+        confined=True,
+        socket="",
+    )

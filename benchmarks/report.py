@@ -318,6 +318,9 @@ def weight_table(found: dict[str, Any]) -> str:
         "| runtime | resident | proportional set |",
         "|---|---|---|",
     ]
-    for runtime, sizes in found.items():
+    for runtime, sizes in found["memory"].items():
         lines.append(f"| {runtime} | {sizes['rss_mb']} MB | {sizes['pss_mb']} MB |")
+    launches = found["launch_ms"]
+    lines += ["", "Starting `/usr/bin/true`, through the launcher and without it:", "", "| steps | ms |", "|---|---|"]
+    lines += [f"| {'no launcher' if name == 'nothing' else name} | {took_ms} |" for name, took_ms in launches.items()]
     return "\n".join([*lines, ""])

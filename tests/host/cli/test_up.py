@@ -289,6 +289,7 @@ def test_a_wrong_golden_case_stops_the_start(host: HostUnderTest) -> None:
     returned, _, err = host.command("up")
     assert returned == 1
     assert "golden case 'two cars': output 'distance': expected 62.0" in err
+    assert "line.v1:0 ended while it started (a golden case failed)" in err
     host.assert_nothing_left()
 
 
