@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.openloop import open_loop, post, quantile
+from benchmarks.load import Measured, measure
 from benchmarks.servers import FRONT_CPU, ROOT, WORKER_CPU, Running, modelhost, running
 from host.isolation.cgroups import CgroupTree, own_hierarchy
 from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, write_plan
@@ -92,7 +92,7 @@ class Model:
 BODY = '{{"inputs":[{{"name":"x","datatype":"FP64","shape":[1,1],"data":[{value}]}}]}}'
 MEMORY_MIB = 256
 PAIRS = 7
-RATE_PER_S = 5000
+CONNECTIONS = (32, 4)
 
 
 def package(repository: Path, name: str, code: str, cpus: int, memory_mib: int = MEMORY_MIB) -> None:
@@ -152,35 +152,50 @@ class Model:
 
 
 def leak(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """A model under load, alone and while another one allocates until it is killed, again and again."""
-    found = []
-    requests = [post("/v2/models/innocent/infer", BODY.format(value=value).encode()) for value in range(1, 200)]
+    """A model under load, alone and while another one allocates until it is killed, again and again.
+
+    The leaking one has the front's CPU, so that its burning and dying meets the front as well.
+    """
+    found: dict[str, Any] = {}
     models = {"innocent": (DOUBLE_CODE, WORKER_CPU), "leaking": (LEAK_CODE, FRONT_CPU)}
-    with host(models) as started, ProcessPoolExecutor(1, get_context("spawn")) as other_process:
-        open_loop(started.port, requests, RATE_PER_S, 2)
-        for pair in range(PAIRS):
-            alone = open_loop(started.port, requests, RATE_PER_S, seconds)
-            deaths = other_process.submit(ask_until, started.port, "leaking", 1.0, time.time() + seconds)
-            beside = open_loop(started.port, requests, RATE_PER_S, seconds)
-            alone_ms, beside_ms = quantile(alone.admitted_ms, 0.99), quantile(beside.admitted_ms, 0.99)
-            found.append(
-                {
-                    "alone_p99_ms": round(alone_ms, 2),
-                    "beside_p99_ms": round(beside_ms, 2),
-                    "ratio": round(beside_ms / alone_ms, 2),
-                    "errors": beside.sent - beside.statuses[200],
-                    "oom_kills": deaths.result(),
-                }
-            )
-            say(f"leak: pair {pair + 1} of {PAIRS}: {found[-1]}")
-    return {
-        "rate_per_s": RATE_PER_S,
-        "memory_mib": MEMORY_MIB,
-        "pairs": found,
-        "median_ratio": statistics.median(pair["ratio"] for pair in found),
-        "errors": sum(pair["errors"] for pair in found),
-        "oom_kills": sum(pair["oom_kills"] for pair in found),
-    }
+    with (
+        host(models) as started,
+        ProcessPoolExecutor(1, get_context("spawn")) as other_process,
+        tempfile.NamedTemporaryFile("w") as bodies,
+    ):
+        bodies.write("\n".join(BODY.format(value=value) for value in range(1, 200)))
+        bodies.flush()
+
+        def load(connections: int) -> Measured:
+            path, kind = Path(bodies.name), "application/json"
+            return measure(started, path, connections, seconds=seconds / 2, content_type=kind, load_cpu=WORKER_CPU)
+
+        for connections in CONNECTIONS:
+            load(connections)
+            pairs = []
+            for pair in range(PAIRS):
+                alone = load(connections)
+                deaths = other_process.submit(ask_until, started.port, "leaking", 1.0, time.time() + seconds / 2)
+                beside = load(connections)
+                pairs.append(
+                    {
+                        "alone_p99_ms": round(alone.p99_ms, 2),
+                        "beside_p99_ms": round(beside.p99_ms, 2),
+                        "ratio": round(beside.p99_ms / alone.p99_ms, 2),
+                        "alone_per_s": round(alone.requests_per_s),
+                        "beside_per_s": round(beside.requests_per_s),
+                        "errors": beside.errors,
+                        "oom_kills": deaths.result(),
+                    }
+                )
+                say(f"leak: {connections} connections, pair {pair + 1} of {PAIRS}: {pairs[-1]}")
+            found[str(connections)] = {
+                "pairs": pairs,
+                "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
+                "errors": sum(pair["errors"] for pair in pairs),
+                "oom_kills": sum(pair["oom_kills"] for pair in pairs),
+            }
+    return {"memory_mib": MEMORY_MIB, "connections": found}
 
 
 # -- a burn -------------------------------------------------------------------------------------------------------
@@ -269,7 +284,7 @@ def launch_ms(python: Path) -> dict[str, float]:
         tree = None if hierarchy is None else CgroupTree.below(hierarchy, work.name)
         if tree is not None:
             tree.make()
-            tree.make_group("bench")
+            tree.make_group("bench", 100)
         try:
             plan = _full_plan(work, python, tree)
             variants = {

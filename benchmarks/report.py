@@ -278,16 +278,28 @@ def leak_table(found: dict[str, Any]) -> str:
     lines = [
         "## A neighbour that leaks",
         "",
-        f"A model at {found['rate_per_s']:,}/s, alone and while another one on the front's CPU allocates until it is",
-        f"killed at {found['memory_mib']} MiB, again and again ({found['oom_kills']} times). Median ratio of p99: "
-        f"**{found['median_ratio']:.2f}**, errors: {found['errors']}.",
-        "",
-        "| pair | p99 alone | p99 beside | ratio | kills |",
-        "|---|---|---|---|---|",
+        "A model under wrk, alone and while another one on the front's CPU allocates until it is killed at",
+        f"{found['memory_mib']} MiB, again and again.",
     ]
-    for number, pair in enumerate(found["pairs"], 1):
-        cells = (f"{pair['alone_p99_ms']} ms", f"{pair['beside_p99_ms']} ms", pair["ratio"], pair["oom_kills"])
-        lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
+    for connections, figures in found["connections"].items():
+        lines += [
+            "",
+            f"{connections} connections, {figures['oom_kills']} kills: median ratio of p99 "
+            f"**{figures['median_ratio']:.2f}**, errors: {figures['errors']}.",
+            "",
+            "| pair | p99 alone | p99 beside | ratio | requests/s alone | beside | kills |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for number, pair in enumerate(figures["pairs"], 1):
+            cells = (
+                f"{pair['alone_p99_ms']} ms",
+                f"{pair['beside_p99_ms']} ms",
+                pair["ratio"],
+                f"{pair['alone_per_s']:,}",
+                f"{pair['beside_per_s']:,}",
+                pair["oom_kills"],
+            )
+            lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, ""])
 
 

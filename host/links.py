@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import re
+import stat
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -20,6 +22,7 @@ from host.config.run_dir import group_name
 from host.protocol.errors import FrameError
 from host.protocol.frames import Frame, FrameDecoder, Kind
 from host.protocol.messages import Hello, ResponseHead, read_hello, read_response
+from host.protocol.sockets import SOCKET_READY
 
 logger = logging.getLogger("modelhost.links")
 
@@ -37,7 +40,7 @@ _SOCKET_NAME: Final = re.compile(r"[0-9]{1,3}\.sock")
 _RESPONSE: Final = int(Kind.RESPONSE)
 """Compared once for every answer: a plain number is cheaper than an enum's attribute."""
 
-_CHANGES: Final = Mask.CREATE | Mask.MOVED_TO | Mask.ONLYDIR
+_CHANGES: Final = Mask.CREATE | Mask.MOVED_TO | Mask.ATTRIB | Mask.ONLYDIR
 
 
 class LinkOwner(Protocol):
@@ -223,8 +226,9 @@ class LinkDirectory:
         """
         while True:
             try:
-                inode = path.stat().st_ino  # noqa: ASYNC240 - one stat of a local directory
-                if inode in self._open.setdefault(path, {}):
+                state = path.lstat()  # noqa: ASYNC240 - one stat of a local directory
+                inode = state.st_ino
+                if not _is_ready(state) or inode in self._open.setdefault(path, {}):
                     return
                 link = Link(path, self._owner, self._body_max_bytes)
                 self._open[path][inode] = link
@@ -238,6 +242,11 @@ class LinkDirectory:
             except OSError as error:
                 logger.warning("%s:%s: cannot connect: %s", path.parent.name, path.stem, error)
             await asyncio.sleep(RECONNECT_S)
+
+
+def _is_ready(state: os.stat_result) -> bool:
+    """A socket itself, no link to one, whose worker says that it can serve."""
+    return stat.S_ISSOCK(state.st_mode) and stat.S_IMODE(state.st_mode) == SOCKET_READY
 
 
 def _is_socket_name(name: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Final
 from host.protocol.errors import FrameError, Internal, RequestError
 from host.protocol.frames import Frame, FrameDecoder, Kind, encode_frame
 from host.protocol.messages import Hello, Operation, hello_frame, read_request
+from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_READY
 from models.batching import Backlog
 from models.service import Call, Service
 
@@ -25,8 +26,6 @@ logger = logging.getLogger("modelhost.worker")
 _READ_BYTES: Final = 256 * 1024
 _UNREAD_MAX_BYTES: Final = 64 * 1024 * 1024
 """Answers that a front has not read; beyond it the worker reads no more requests from that front."""
-_BACKLOG: Final = 128
-"""Connections that may wait for `accept`: fronts and control processes are few."""
 _REQUEST: Final = int(Kind.REQUEST)
 """Compared once for every frame: a plain number is cheaper than an enum's attribute."""
 
@@ -46,7 +45,10 @@ class Connection:
 class Server:
     """Serves one `Service` on one Unix socket until `stop` is called and the work at hand is answered."""
 
-    def __init__(self, service: Service, hello: Hello, path: Path, body_max_bytes: int) -> None:
+    def __init__(
+        self, service: Service, hello: Hello, path: Path, body_max_bytes: int, listener: socket.socket | None = None
+    ) -> None:
+        """`listener`: a socket that listens at `path` already, and is ready when its mode says so."""
         self._service = service
         self._hello = hello_frame(hello)
         self._path = path
@@ -54,7 +56,9 @@ class Server:
         self._backlog: Backlog[Call] = Backlog(service.package.limits.max_batch_rows)
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._given = listener is not None
+        self._listener = listener or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
         # A signal handler can only set a flag; a byte on this pair wakes the loop to look at it.
         self._wake_out, self._wake_in = socket.socketpair()
         for end in (self._wake_out, self._wake_in):
@@ -71,13 +75,16 @@ class Server:
         self._stopping = True
 
     def listen(self) -> None:
-        """Make the socket appear, whole: bound and listening under another name, then renamed over the old one."""
-        hidden = self._path.with_name(f".{self._path.name}.new")
-        hidden.unlink(missing_ok=True)
-        self._listener.bind(str(hidden))
-        hidden.chmod(0o600)
-        self._listener.listen(_BACKLOG)
-        hidden.rename(self._path)
+        """Say that this worker can serve: by the mode of the socket, or by making one appear, whole."""
+        if self._given:
+            self._path.chmod(SOCKET_READY)
+        else:
+            hidden = self._path.with_name(f".{self._path.name}.new")
+            hidden.unlink(missing_ok=True)
+            self._listener.bind(str(hidden))
+            hidden.chmod(SOCKET_READY)
+            self._listener.listen(BACKLOG)
+            hidden.rename(self._path)
         self._epoll.register(self._listener, select.EPOLLIN)
         self._epoll.register(self._wake_out, select.EPOLLIN)
         # A process that the model forks must not hold our sockets open: the fronts would never see our end.
@@ -246,7 +253,10 @@ class Server:
 
     # -- the end ----------------------------------------------------------------------------------------
     def _say_goodbye(self) -> None:
-        self._path.unlink(missing_ok=True)
+        if self._given:
+            self._path.chmod(SOCKET_DRAINED)
+        else:
+            self._path.unlink(missing_ok=True)
         self._epoll.unregister(self._listener)
         self._listener.close()
         for fd in list(self._connections):

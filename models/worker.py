@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from host.protocol.errors import ConfigError, GoldenFailure
 from host.protocol.messages import Hello
 from host.protocol.package import Package, golden_cases, read_package
 from host.protocol.process import EXIT_CONFIG, EXIT_GOLDEN, die_with_parent, settle_memory
+from host.protocol.sockets import SOCKET_VARIABLE
 
 logger = logging.getLogger("modelhost.worker")
 
@@ -85,6 +87,7 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     from models.service import Service
     from models.watchdog import Watchdog
 
+    listener = given_socket()
     watchdog = Watchdog()
     watchdog.start(package.limits.startup_s)
     cases = golden_cases(options.package)
@@ -97,7 +100,7 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     run_golden_cases(service, cases)
     ready = time.perf_counter()
     hello = _hello(package, options.slot, runtime.version)
-    server = Server(service, hello, options.socket, options.body_max_bytes)
+    server = Server(service, hello, options.socket, options.body_max_bytes, listener)
     signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -114,6 +117,16 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     server.serve(options.drain_s)
     logger.info("stopped")
     return 0
+
+
+def given_socket() -> socket.socket | None:
+    """The listening socket that the launcher left; the model sees nothing of it in its environment."""
+    descriptor = os.environ.pop(SOCKET_VARIABLE, None)
+    if descriptor is None:
+        return None
+    listener = socket.socket(fileno=int(descriptor))
+    listener.set_inheritable(False)
+    return listener
 
 
 def prepare_libraries(threads: int) -> None:

@@ -96,14 +96,20 @@ def environment_problems(deployment: Deployment) -> list[str]:
 
 
 def _writable_problems(settings: HostSettings, deployment: Deployment) -> Iterable[str]:
-    """Directories of `sandbox.writable` that are none, or hold what no model may write."""
+    """Directories of `sandbox.writable` that are none, hold what no model may write, or lie in one another."""
+    seen: list[Path] = []
     for model in deployment.models:
         for path in writable_directories(model):
             where = f"{model.name} version {model.version}: sandbox.writable: {path}"
             resolved = path.resolve()
+            # Whoever writes to a directory can put a link where another one's was.
+            other = next((one for one in seen if one.is_relative_to(resolved) or resolved.is_relative_to(one)), None)
+            seen.append(resolved)
             if not path.is_dir():
                 yield f"{where}: expected a directory, found none"
-            elif path.is_symlink() or ".." in path.parts:
+            elif other is not None:
+                yield f"{where}: expected a directory apart from every other one, received one that shares {other}"
+            elif resolved != path:
                 yield f'{where}: expected the directory\'s own path, without links and "..", which is {resolved}'
             elif settings.run_dir.resolve().is_relative_to(resolved) or Path(model.package).is_relative_to(resolved):
                 yield f"{where}: expected a directory of its own, received one that holds the package or run_dir"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from host.cli.children import adopt_orphans, child_pids, kill_children, terminated_with_parent
+from host.cli.children import adopt_orphans, kill_children, terminated_with_parent
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
@@ -90,12 +90,15 @@ class RunningHost:
     def _reap_orphans(self) -> None:
         """Take the end of what the host's processes left behind, which comes to this process (`adopt_orphans`)."""
         supervisord = self._supervisord.pid if self._supervisord is not None else 0
-        for pid in child_pids(os.getpid()):
-            if pid != supervisord:
-                try:
-                    os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass
+        look = os.WEXITED | os.WNOHANG
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, look | os.WNOWAIT)
+                if ended is None or ended.si_pid == supervisord:  # its end is for whoever waits for it
+                    return
+                os.waitid(os.P_PID, ended.si_pid, look)
+            except ChildProcessError:
+                return
 
     # -- 1. start -----------------------------------------------------------------------------------------
     def _start(self) -> None:

@@ -19,6 +19,15 @@ FIRST_PAUSE_S: Final = 1.0
 PAUSE_MAX_S: Final = 60.0
 
 
+class LastEnd(NamedTuple):
+    """How far the slot's last process came."""
+
+    ready_s: float | None
+    """When it began to serve, since the epoch; None: it did not, or that is not known."""
+    drained: bool = False
+    """It ended because it was told to."""
+
+
 class Lives(NamedTuple):
     """What is known of a slot's starts; times are seconds since the epoch."""
 
@@ -30,13 +39,11 @@ class Lives(NamedTuple):
     """When the first of them began."""
 
 
-def next_life(last: Lives | None, ready_s: float | None, now_s: float) -> Lives:
-    """A process of the slot starts now: what is known then, and from when it may run.
-
-    `ready_s`: when the last one began to serve; None if it did not. Both since the epoch.
-    """
-    if last is None or last.begins_s > now_s + PAUSE_MAX_S:  # the clock was set back: nothing is known
+def next_life(last: Lives | None, end: LastEnd, now_s: float) -> Lives:
+    """A process of the slot starts now (since the epoch): what is known then, and from when it may run."""
+    if last is None or end.drained or last.begins_s > now_s + PAUSE_MAX_S:  # the clock was set back: nothing is known
         return Lives(now_s)
+    ready_s = end.ready_s
     if ready_s is not None and ready_s >= last.begins_s and now_s - ready_s >= SHORT_LIFE_S:
         return Lives(now_s)
     short = last.short + 1

@@ -244,7 +244,7 @@ class Leaf:
         yield "memory", "memory.swap.max", "0"
         yield "memory", "memory.oom.group", "1"
         yield "pids", "pids.max", str(limits.pids_max or "max")
-        yield "cpu", "cpu.weight", str(limits.cpu_weight)
+        yield "cpu", "cpu.weight", str(_in_units(2, limits.cpu_weight))
         yield "cpuset", "cpuset.cpus", limits.cpus
 
     def _v1_writes(self, limits: Limits) -> Iterator[tuple[str, str, str]]:
@@ -256,7 +256,7 @@ class Leaf:
             yield "memory", name, new
         yield "memory", "memory.swappiness", "0"
         yield "pids", "pids.max", str(limits.pids_max or "max")
-        yield "cpu", "cpu.shares", str(max(2, round(limits.cpu_weight * _SHARES_PER_WEIGHT)))
+        yield "cpu", "cpu.shares", str(_in_units(1, limits.cpu_weight))
         if limits.cpus:
             yield "cpuset", "cpuset.cpus", limits.cpus
 
@@ -297,14 +297,17 @@ class CgroupTree:
         if self.version == 2:
             self._enable(self.path)
 
-    def make_group(self, group: str) -> None:
-        """Make a model version's cgroup. Raises `CgroupError`."""
+    def make_group(self, group: str, cpu_weight: int) -> None:
+        """Make a model version's cgroup, with the weight of all its slots together. Raises `CgroupError`."""
         for name, top in self.tops.items():
             _make_directory(top / group)
             if self.version == 1 and name == "cpuset":
                 _inherit_cpuset(top / group)
         if self.version == 2:
             self._enable(self.path / group)
+        if "cpu" in self.tops:
+            name = "cpu.weight" if self.version == 2 else "cpu.shares"
+            _write(self.tops["cpu"] / group / name, str(_in_units(self.version, cpu_weight)))
 
     def leaf(self, group: str, slot: str) -> Leaf:
         """A slot's cgroup, there or not."""
@@ -323,6 +326,11 @@ class CgroupTree:
     def _enable(self, directory: Path) -> None:
         words = " ".join(f"+{name}" for name in self.controllers)
         _write(directory / "cgroup.subtree_control", words)
+
+
+def _in_units(version: int, cpu_weight: int) -> int:
+    """A weight as its file takes it: 1 to 10,000 in v2, at least 2 shares in v1."""
+    return min(10_000, max(1, cpu_weight)) if version == 2 else max(2, round(cpu_weight * _SHARES_PER_WEIGHT))
 
 
 def _leaves(top: Path) -> list[tuple[str, ...]]:

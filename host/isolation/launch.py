@@ -7,9 +7,11 @@ Standard library only, and started with `-I -S`: it costs some twenty millisecon
 
 from __future__ import annotations
 
+import _socket
 import os
 import resource
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -20,11 +22,12 @@ if __name__ == "__main__":  # -I leaves the script's directory out, so that noth
     sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 from host.isolation import kernel
-from host.isolation.backoff import next_life, read_lives, write_lives
+from host.isolation.backoff import LastEnd, next_life, read_lives, write_lives
 from host.isolation.cgroups import CgroupError, Leaf, Limits
 from host.isolation.plan import CgroupPlan, SlotPlan, read_plan
 from host.isolation.sandbox import enter_view, leave_namespaces
 from host.protocol.process import EXIT_NOT_ISOLATED
+from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_NOT_READY, SOCKET_READY, SOCKET_VARIABLE
 
 EXIT_NO_PROGRAM: Final = 127
 """The command cannot be executed: the shell's number for it."""
@@ -45,12 +48,20 @@ class Launcher:
 
     def __init__(self, plan: SlotPlan) -> None:
         self._plan = plan
+        self._socket: _socket.socket | None = None
         self.failures: list[str] = []
+
+    def empty(self) -> None:
+        """End what the slot's last process left. Raises `NotIsolated` if that fails and is required."""
+        if self._plan.cgroup is not None:
+            cgroup = self._plan.cgroup
+            self._step("cgroup", lambda: empty_cgroup(cgroup))
 
     def isolate(self) -> None:
         """Take every step. Raises `NotIsolated` if one fails that is required."""
         plan = self._plan
-        self._step("parent", lambda: kernel.die_with_parent(signal.SIGKILL))
+        if plan.socket:
+            self._socket = make_socket(Path(plan.socket), plan.user)
         os.umask(_BUILD_UMASK)
         if plan.cgroup is not None:
             cgroup = plan.cgroup
@@ -80,6 +91,8 @@ class Launcher:
             added["OMP_THREAD_LIMIT"] = str(max(plan.threads, len(plan.cpus), 1))
             added["OMP_WAIT_POLICY"] = "PASSIVE"
             added["ORT_DISABLE_TELEMETRY"] = "1"
+        if self._socket is not None:
+            added[SOCKET_VARIABLE] = str(self._socket.fileno())
         if plan.view is not None:
             added.update(dict.fromkeys(("HOME", "TMPDIR"), "/tmp"))  # noqa: S108 - its own, of the view
         return {**environ, **added}
@@ -117,24 +130,42 @@ class Launcher:
         os.chdir("/")
 
 
-def enter_cgroup(plan: CgroupPlan) -> None:
-    """Kill what a dead process of this slot left, set the limits, go in. Raises `CgroupError`."""
-    leaf = Leaf(plan.version, {name: Path(path) for name, path in plan.directories.items()})
-    killed = leaf.kill()
+def empty_cgroup(plan: CgroupPlan) -> None:
+    """Kill what a dead process of this slot left. Raises `CgroupError`."""
+    killed = _leaf(plan).kill()
     if killed:
         _say(f"killed {killed} processes that the slot's last one left")
+
+
+def enter_cgroup(plan: CgroupPlan) -> None:
+    """Set the limits, go in. Raises `CgroupError`."""
+    leaf = _leaf(plan)
     leaf.make(Limits(plan.memory_bytes, plan.pids_max, plan.cpu_weight, plan.cpus))
     leaf.join(os.getpid())
 
 
+def make_socket(path: Path, user: int | None) -> _socket.socket:
+    """Listen at a path for the worker, which only has to say when it can serve: by the socket's mode. Raises `OSError`.
+
+    So it needs no directory that it may write to, and all that fronts ever look at is this one socket.
+    """
+    path.unlink(missing_ok=True)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    previous = os.umask(0o777 & ~SOCKET_NOT_READY)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(previous)
+    if user is not None:
+        os.chown(path, user, user)
+    sock.listen(BACKLOG)
+    os.set_inheritable(sock.fileno(), True)
+    return sock
+
+
 def wait_for_turn(path: Path, socket: Path, now_s: float) -> None:
     """Sleep while the slot backs off, and note that a life begins. `now_s`: since the epoch."""
-    try:
-        ready_s = socket.lstat().st_mtime  # a killed worker's socket stays, as old as its readiness
-        socket.unlink()
-    except OSError:
-        ready_s = None
-    lives = next_life(read_lives(path), ready_s, now_s)
+    lives = next_life(read_lives(path), _last_end(socket), now_s)
     write_lives(path, lives)
     pause_s = lives.begins_s - now_s
     if pause_s > 0:
@@ -158,9 +189,10 @@ def main(arguments: list[str]) -> int:
         kernel.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             return 1
+        launcher = Launcher(plan)
+        launcher.empty()
         if plan.socket:
             wait_for_turn(path.with_suffix(".lives"), Path(plan.socket), time.time())
-        launcher = Launcher(plan)
         launcher.isolate()
     except (NotIsolated, CgroupError, OSError) as error:
         _say(f'{plan.program} is not started: isolation = "required", and this step failed: {error}')
@@ -173,6 +205,21 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         _say(f"{command[0]} cannot be executed: {error.strerror}")
     return EXIT_NO_PROGRAM
+
+
+def _last_end(socket: Path) -> LastEnd:
+    """How far the slot's last process came, by the socket that it left."""
+    try:
+        state = socket.lstat()
+    except OSError:
+        return LastEnd(ready_s=None)
+    mode = stat.S_IMODE(state.st_mode)
+    # The change of the mode is the last thing that happened to it.
+    return LastEnd(ready_s=state.st_ctime if mode == SOCKET_READY else None, drained=mode == SOCKET_DRAINED)
+
+
+def _leaf(plan: CgroupPlan) -> Leaf:
+    return Leaf(plan.version, {name: Path(path) for name, path in plan.directories.items()})
 
 
 def _limit(which: int, value: int) -> None:

@@ -112,7 +112,7 @@ def slot_plans(
                 threads=min(model.resources.threads, len(grants[program].cpus)),
                 oom_score_adj=WORKER_OOM_SCORE_ADJ,
                 open_files=OPEN_FILES,
-                view=_view(settings, model, layout) if abilities.namespaces else None,
+                view=_view(settings, model, slot, layout) if abilities.namespaces else None,
                 network=model.sandbox.network or not abilities.namespaces,
                 user=users[group] if abilities.user else None,
                 processes_max=PIDS_MAX * model.processes if abilities.user else 0,
@@ -160,7 +160,7 @@ def _cgroup(tree: CgroupTree | None, group: str, slot: str, grant: Grant, pids_m
     )
 
 
-def _view(settings: HostSettings, model: DeployedModel, layout: Layout) -> ViewPlan:
+def _view(settings: HostSettings, model: DeployedModel, slot: int, layout: Layout) -> ViewPlan:
     run_dir = RunDirectory(settings.run_dir)
     python = model.python or str(layout.model_python)
     code = layout.code_root
@@ -174,7 +174,7 @@ def _view(settings: HostSettings, model: DeployedModel, layout: Layout) -> ViewP
             model.package,
         ),
         writable=(
-            str(run_dir.group_sockets(group_name(model.name, model.version))),
+            str(run_dir.worker_socket(group_name(model.name, model.version), slot)),
             *map(str, writable_directories(model)),
         ),
         tmp_bytes=model.resources.memory_bytes,

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -78,8 +79,11 @@ def prepare(
         raise ConfigError(*(f'isolation = "required", and this host does not allow {one}' for one in abilities.missing))
     plans = slot_plans(settings, deployment, grants, abilities, layout)
     if abilities.tree is not None:
-        for group in dict.fromkeys(program.partition(":")[0] for program in plans):
-            abilities.tree.make_group(group)
+        weights: Counter[str] = Counter()
+        for program in plans:
+            weights[program.partition(":")[0]] += grants[program].weight
+        for group, weight in weights.items():
+            abilities.tree.make_group(group, weight)
     for program, plan in plans.items():
         write_plan(run_dir.slot_plan(program), plan)
     _make_directories(run_dir, settings, deployment, own_users=abilities.user)
@@ -167,7 +171,7 @@ def _cgroup_problem(tree: CgroupTree) -> str | None:
     """Make a leaf with every limit and put a process in."""
     try:
         tree.make()
-        tree.make_group(_PROBE)
+        tree.make_group(_PROBE, _PROBE_WEIGHT)
         leaf = tree.leaf(_PROBE, "0")
         leaf.make(Limits(1 << 26, _PROBE_PIDS, _PROBE_WEIGHT, ""))
         with subprocess.Popen(["/bin/sh", "-c", "read x"], stdin=subprocess.PIPE) as process:
@@ -210,10 +214,10 @@ def _pythons(deployment: Deployment, model_python: Path) -> Iterable[str]:
 
 
 def interpreter_directories(python: str) -> tuple[str, ...]:
-    """The directories that an interpreter needs beside the system's own, by every name that leads to them."""
+    """What an interpreter needs beside the system's own: its directories, and the links that lead to it."""
     try:
         done = subprocess.run(
-            [python, "-I", "-S", "-c", _PREFIXES],
+            [python, "-I", "-c", _PREFIXES],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -223,13 +227,12 @@ def interpreter_directories(python: str) -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError) as error:
         raise HostError(f"{python} cannot be run: {error}") from error
     found = set(done.stdout.split("\n")) - {""}
-    link = Path(python)
-    while True:
-        found.add(str(link.parent.parent))
-        if not link.is_symlink():
-            break
-        link = link.parent / link.readlink()
     found |= {str(Path(path).resolve()) for path in found}
+    program = Path(python)
+    while program.is_symlink():
+        found.add(str(program))  # as a link: an interpreter finds what is its own by following it
+        program = program.parent / program.readlink()
+    found.add(str(program))
     return tuple(sorted(path for path in found if not path.startswith("/usr/") and path not in ("/", "/usr")))
 
 
@@ -237,14 +240,13 @@ def interpreter_directories(python: str) -> tuple[str, ...]:
 def _make_directories(
     run_dir: RunDirectory, settings: HostSettings, deployment: Deployment, *, own_users: bool
 ) -> None:
-    """A directory of sockets for each model version, and what it may write: its user's, and nobody else's."""
+    """A directory of sockets for each model version, and what it may write: its user's."""
     groups = {group_name(model.name, model.version): model for model in deployment.models}
     users = user_ids(groups, settings.first_uid)
     for group, model in groups.items():
-        sockets = run_dir.group_sockets(group)
-        sockets.mkdir(mode=0o700, exist_ok=True)
-        for path in (sockets, *writable_directories(model)) if own_users else ():
-            os.chown(path, users[group], users[group])
+        run_dir.group_sockets(group).mkdir(mode=0o700, exist_ok=True)
+        for path in writable_directories(model) if own_users else ():
+            os.chown(path, users[group], users[group], follow_symlinks=False)
 
 
 def _write_record(

@@ -18,6 +18,9 @@ _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _RESOLVER: Final = "/run/systemd/resolve"
 """Where /etc/resolv.conf may point to."""
 
+_ROOT: Final = "root"
+_TMPFS_FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV
+_PROC_FLAGS: Final = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | kernel.MS_RDONLY
 _TREE_BYTES: Final = 1 << 20
 """Directories and links only."""
 
@@ -43,9 +46,11 @@ def leave_namespaces(*, view: bool, network: bool) -> None:
 
 def enter_view(view: ViewPlan, *, network: bool) -> None:
     """Build the view and make it the root."""
-    root = view.mount_point
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
-    kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"mode=0755,size={_TREE_BYTES}")
+    top = view.mount_point
+    kernel.mount("tmpfs", top, "tmpfs", _TMPFS_FLAGS, f"mode=0755,size={_TREE_BYTES}")
+    root = f"{top}/{_ROOT}"
+    os.mkdir(root, 0o755)
     for path in (*_SYSTEM, *([_RESOLVER] if network else [])):
         _show(root, path, read_only=True)
     _tmpfs(root + "/tmp", view.tmp_bytes)
@@ -54,17 +59,20 @@ def enter_view(view: ViewPlan, *, network: bool) -> None:
     # Shorter paths first: what is below another one must come on top of it.
     for path, read_only in sorted([*((p, True) for p in view.read_only), *((p, False) for p in view.writable)]):
         _show(root, path, read_only=read_only, needed=True)
-    kernel.mount(
-        "", root, "", kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
-    )
-    kernel.pivot_root(root)
+    kernel.mount("", top, "", kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | _TMPFS_FLAGS)
+    kernel.pivot_root(top)
+    # Below the top of the mount: who has another root than that can make no user namespace (user_namespaces(7)).
+    os.chroot(f"/{_ROOT}")
+    os.chdir("/")
 
 
 def _show(root: str, path: str, *, read_only: bool, needed: bool = False) -> None:
     """Put a path of the host at the same place in the view; a link of the system's stays one."""
     target = root + path
-    if os.path.islink(path) and not needed:
-        os.symlink(os.readlink(path), target)
+    if os.path.islink(path):
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        if not os.path.lexists(target):
+            os.symlink(os.readlink(path), target)
         return
     if os.path.isdir(path):
         os.makedirs(target, 0o755, exist_ok=True)
@@ -78,7 +86,7 @@ def _show(root: str, path: str, *, read_only: bool, needed: bool = False) -> Non
 
 def _tmpfs(path: str, size_bytes: int) -> None:
     os.makedirs(path, 0o755, exist_ok=True)
-    kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"mode=1777,size={size_bytes}")
+    kernel.mount("tmpfs", path, "tmpfs", _TMPFS_FLAGS, f"mode=1777,size={size_bytes}")
 
 
 def _devices(path: str, size_bytes: int) -> None:
@@ -92,12 +100,15 @@ def _devices(path: str, size_bytes: int) -> None:
 
 
 def _processes(path: str) -> None:
-    """A /proc without other users' processes; where that is not allowed, the host's."""
+    """A /proc without other users' processes; where that is not allowed, the host's.
+
+    Read-only: through it a process could make itself dearer to the kernel when memory runs out (`oom_score_adj`).
+    """
     os.makedirs(path, 0o555)
     try:
-        kernel.mount("proc", path, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "hidepid=2")
+        kernel.mount("proc", path, "proc", _PROC_FLAGS, "hidepid=2")
     except OSError:
-        kernel.bind("/proc", path, read_only=False)
+        kernel.bind("/proc", path, read_only=True)
 
 
 def _write(path: str, text: str) -> None:

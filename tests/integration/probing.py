@@ -96,6 +96,14 @@ def mount(path):
     return "mounted"
 
 
+def unshare(flags):
+    """Make namespaces of its own, in which it would be root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(int(flags)):
+        raise OSError(ctypes.get_errno(), "unshare")
+    return "unshared"
+
+
 def kill(pid):
     os.kill(int(pid), signal.SIGTERM)
     return "killed"
@@ -144,14 +152,15 @@ def double(value):
 
 
 ACTIONS = {f.__name__: f for f in (
-    tcp, udp, connect, read, names, write, children, grandchild, setuid, mount, kill, affinity, environment, threads,
-    core, allocate, leave, crash, hang, double)}
+    tcp, udp, connect, read, names, write, children, grandchild, setuid, mount, unshare, kill, affinity, environment,
+    threads, core, allocate, leave, crash, hang, double)}
 
 
 class Model:
     def load(self, package):
         if (package / "at_load").exists():
-            self.act((package / "at_load").read_text().encode())
+            for line in (package / "at_load").read_text().splitlines():
+                self.act(line.encode())
 
     def act(self, text):
         name, _, argument = text.decode().partition(" ")

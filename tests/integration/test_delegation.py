@@ -65,7 +65,7 @@ def test_an_ordinary_user_with_a_delegated_cgroup_has_limits_and_oom_kills(
     write_fragile(repository)
     for path in (unit, *(unit / name for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"))):
         os.chown(path, USER, USER)
-    with OrdinaryHost(repository, work, starter=inside(unit), cgroups="writable") as host:
+    with OrdinaryHost(repository, work, starter=inside(unit)) as host:
         host.start()
         document = json.loads(host.command("status", "--isolation", "--json").stdout)
         assert [text for text in document["missing"] if text.startswith("cgroups:")] in (

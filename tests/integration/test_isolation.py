@@ -93,6 +93,9 @@ def test_no_writing_but_in_its_own_directories(repository: Path, make_host: Make
     for path in ("/x", "/etc/x", "/usr/x", "/root/x", "/dev/x", "/proc/sys/kernel/core_pattern", package / "x"):
         assert refused(told(host, f"write {path}"), "Read-only", "PermissionError", "FileNotFoundError"), path
     assert refused(told(host, f"write {CHECKOUT / 'models' / 'worker.py'}"), "Read-only", "PermissionError")
+    sockets = host.run_dir.group_sockets("probing.v1")
+    for path in (sockets / "x", sockets / "1.sock", "/proc/self/oom_score_adj", "/proc/self/uid_map"):
+        assert refused(told(host, f"write {path}"), "Read-only", "PermissionError"), path
     assert told(host, f"write {package / 'work' / 'x'}") == 1
     assert (package / "work" / "x").read_text() == "x"
     assert told(host, "write /tmp/x") == 1
@@ -110,6 +113,8 @@ def test_no_thousand_children(confined: RunningHost) -> None:
 def test_no_other_user_no_mount_no_signal(confined: RunningHost) -> None:
     assert refused(told(confined, "setuid 0"), "PermissionError")
     assert refused(told(confined, "mount /tmp"), "PermissionError", "[Errno 1]")
+    for flags in (0x1000_0000, 0x0002_0000, 0x1002_0000):  # CLONE_NEWUSER, CLONE_NEWNS
+        assert refused(told(confined, f"unshare {flags}"), "PermissionError", "[Errno 1]"), flags
     (front,) = confined.front_pids()
     for pid in (front, *confined.worker_pids("fragile").values(), 1):
         assert refused(told(confined, f"kill {pid}"), "PermissionError", "ProcessLookupError"), pid
@@ -216,6 +221,17 @@ def test_memory_that_the_host_has_not_is_refused_with_the_sum(repository: Path, 
     assert host.wait_for_end() == 2
 
 
+def test_two_models_cannot_write_to_one_directory(repository: Path, make_host: MakeHost) -> None:
+    with tempfile.TemporaryDirectory(prefix="mh-", dir="/tmp") as shared:
+        (Path(shared) / "below").mkdir()
+        write_probing(repository, sandbox={"writable": [shared]})
+        write_probing(repository, "second", sandbox={"writable": [f"{shared}/below"]})
+        host = make_host(repository)
+        with pytest.raises(AssertionError, match="expected a directory apart from every other one"):
+            host.start()
+        assert host.wait_for_end() == 2
+
+
 # -- deaths -------------------------------------------------------------------------------------------------------
 def died(host: RunningHost, program: str, kind: DeathKind, count: int = 1) -> SlotStatus:
     """Wait until control has counted a death and the slot serves again."""
@@ -292,7 +308,7 @@ def test_a_crash_loop_backs_off_until_an_operator_restarts_it(repository: Path, 
     package = write_probing(repository)
     host = make_host(repository, settings=FULL)
     host.start()
-    (package / "at_load").write_text("leave 9")
+    (package / "at_load").write_text(f"grandchild mh{os.getpid()}b\nleave 9")
     assert told(host, "crash -") == (502, "WORKER_DIED")
     slot = until(
         lambda: now if (now := host.slot("probing.v1:0")).backoff and now.backoff.short_lives >= 5 else None,
@@ -302,6 +318,8 @@ def test_a_crash_loop_backs_off_until_an_operator_restarts_it(repository: Path, 
     assert slot is not None and slot.backoff is not None and slot.last_exit is not None
     assert slot.last_exit.reason == "exit code 9"
     assert slot.backoff.until - slot.last_exit.at > 0.9
+    # While it waits nothing of the lives before is left but the launcher itself, outside of the cgroup.
+    assert tree_of(host).leaf("probing.v1", "0").pids() == []
     shown = host.command("status").stdout
     assert "short lives since" in shown or "exit code 9" in shown
     failed = host.command("restart", "probing")

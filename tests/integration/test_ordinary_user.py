@@ -1,8 +1,4 @@
-"""A host that does not run as root, and may not make cgroups: best effort says what is missing, required refuses.
-
-The ordinary user is made with the launcher itself: root's own interpreter may lie where nobody else can read, and a
-view shows it all the same.
-"""
+"""A host that does not run as root, and may not make cgroups: best effort says what is missing, required refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from hosts import CHECKOUT, RunningHost
 from packages import write_fragile
 from probing import told, write_probing
 
-from host.isolation.plan import SlotPlan, ViewPlan, write_plan
 from host.isolation.prepare import interpreter_directories
 
 pytestmark = [
@@ -33,50 +28,11 @@ USER = 1_800_000_001
 class OrdinaryHost(RunningHost):
     """A host, and every command about it, run by an ordinary user."""
 
-    def __init__(
-        self,
-        repository: Path,
-        work: Path,
-        *,
-        cgroups: str = "read_only",
-        **options: Any,
-    ) -> None:
-        """`cgroups`: `read_only`, or `writable` for their owner."""
-        plan = work / "plan.json"
-        launcher = [sys.executable, "-I", "-S", str(CHECKOUT / "host" / "isolation" / "launch.py"), str(plan), "--"]
-        super().__init__(repository, prefix=launcher, **options)
-        for directory in (self.directory, work):
-            os.chown(directory, USER, USER)
-        (work / "view").mkdir()
-        shown = {
-            "read_only": [*interpreter_directories(sys.executable), str(CHECKOUT), str(repository)],
-            "writable": [str(self.directory)],
-        }
-        shown[cgroups].append("/sys/fs/cgroup")
-        view = ViewPlan(
-            mount_point=str(work / "view"),
-            read_only=tuple(shown["read_only"]),
-            writable=tuple(shown["writable"]),
-            tmp_bytes=1 << 28,
-        )
-        write_plan(
-            plan,
-            SlotPlan(
-                program="ordinary",
-                required=True,
-                cgroup=None,
-                cpus=(),
-                threads=0,
-                oom_score_adj=None,
-                open_files=0,
-                view=view,
-                network=True,
-                user=USER,
-                processes_max=0,
-                confined=False,
-                socket="",
-            ),
-        )
+    def __init__(self, repository: Path, work: Path, **options: Any) -> None:
+        shown = [*interpreter_directories(sys.executable), str(CHECKOUT), str(repository)]
+        ordinary = [sys.executable, str(Path(__file__).with_name("ordinary.py")), str(USER), str(work), *shown, "--"]
+        super().__init__(repository, prefix=ordinary, **options)
+        os.chown(self.directory, USER, USER)
 
 
 @pytest.fixture

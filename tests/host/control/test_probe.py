@@ -43,6 +43,7 @@ class FakeWorker:
         self._path.parent.mkdir(exist_ok=True)
         hidden = self._path.with_name(f".{self._path.name}.new")
         self._server = await asyncio.start_unix_server(self._accept, hidden)
+        hidden.chmod(0o600)
         hidden.rename(self._path)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,6 +12,7 @@ from host.isolation.backoff import (
     FREE_LIVES,
     PAUSE_MAX_S,
     SHORT_LIFE_S,
+    LastEnd,
     Lives,
     next_life,
     pause_s,
@@ -29,7 +30,7 @@ def test_the_first_short_lives_are_free_and_then_the_pause_doubles() -> None:
 def test_a_crash_loop() -> None:
     lives, now_s, waited = None, 1000.0, []
     for _ in range(8):
-        lives = next_life(lives, None, now_s)
+        lives = next_life(lives, LastEnd(None), now_s)
         waited.append(lives.begins_s - now_s)
         now_s = lives.begins_s + 0.5
     assert waited == [0, 0, 0, 0, 1, 2, 4, 8]
@@ -48,19 +49,20 @@ def test_a_crash_loop() -> None:
     ],
 )
 def test_how_long_it_served_counts(ready_s: float | None, now_s: float, short: int) -> None:
-    assert next_life(Lives(1000.0), ready_s, now_s).short == short
+    assert next_life(Lives(1000.0), LastEnd(ready_s), now_s).short == short
 
 
 def test_a_long_life_ends_the_count() -> None:
     lives = Lives(1000.0, short=9, since_s=10.0)
-    assert next_life(lives, 1001.0, 1100.0) == Lives(1100.0)
+    assert next_life(lives, LastEnd(1001.0), 1100.0) == Lives(1100.0)
+    assert next_life(lives, LastEnd(None, drained=True), 1001.0) == Lives(1001.0)
 
 
 @given(st.floats(0, 1e10), st.integers(0, 10**6), st.floats(0, 1e10), st.none() | st.floats(0, 1e10))
 def test_nothing_waits_longer_than_the_longest_pause(
     begins_s: float, short: int, now_s: float, ready_s: float | None
 ) -> None:
-    lives = next_life(Lives(begins_s, short, begins_s), ready_s, now_s)
+    lives = next_life(Lives(begins_s, short, begins_s), LastEnd(ready_s), now_s)
     assert 0 <= lives.begins_s - now_s <= PAUSE_MAX_S + 1e-5
 
 

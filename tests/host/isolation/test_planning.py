@@ -68,7 +68,7 @@ def test_a_worker_is_kept_from_everything() -> None:
     assert plan.user is not None and plan.user >= 1_900_000_000
     assert plan.processes_max == 2 * PIDS_MAX
     assert plan.view.read_only == ("/env", "/py", *(f"/code/{part}" for part in CODE), "/models/churn/3")
-    assert plan.view.writable == ("/run/sockets/churn.v3",)
+    assert plan.view.writable == ("/run/sockets/churn.v3/1.sock",)
     assert plan.socket == "/run/sockets/churn.v3/1.sock"
 
 
