@@ -28,8 +28,8 @@ class DeathsInterface:
     def deaths(self, after: int) -> list[dict[str, Any]]:
         """Every end of a process whose serial number is above `after`, the oldest first.
 
-        Each with `serial`, `program`, `pid`, `status` (of waitpid(2)), `at` (seconds since the epoch) and `asked`:
-        whether supervisord was told to stop it.
+        Each with `serial`, `program`, `pid`, `status` (of waitpid(2)), `started` and `at` (seconds since the epoch) and
+        `asked`: whether supervisord was told to stop it.
         """
         return [death for death in self._deaths if death["serial"] > after]
 
@@ -46,6 +46,7 @@ class DeathsInterface:
                     "program": group if group == name else f"{group}:{name}",
                     "pid": pid,
                     "status": status,
+                    "started": process.laststart,
                     "at": time.time(),
                     "asked": bool(process.killing),
                 }

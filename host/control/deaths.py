@@ -27,8 +27,9 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     status: int
     """Of waitpid(2)."""
+    started: float
     at: float
-    """Seconds since the epoch."""
+    """When it ended; both are seconds since the epoch."""
     asked: bool
     """supervisord was told to stop it."""
 
@@ -59,19 +60,21 @@ class SlotDeaths(msgspec.Struct, kw_only=True):
         if death.asked:
             return None
         code = os.waitstatus_to_exitcode(death.status)
-        kind = _kind(code, oom=oom, was_ready=was_ready)
+        # The watchdog of a start rings after startup_s: an earlier alarm is a request's, whatever control has seen.
+        served = was_ready or limits is None or death.at - death.started < limits.startup_s
+        kind = _kind(code, oom=oom, served=served)
         count = self.counts[kind.value] = self.counts.get(kind.value, 0) + 1
         reason = _reason(kind, code, limits, memory, count)
         self.last = ExitStatus(at=death.at, pid=death.pid, kind=kind, reason=reason, log=tuple(log))
         return self.last
 
 
-def _kind(code: int, *, oom: bool, was_ready: bool) -> DeathKind:
+def _kind(code: int, *, oom: bool, served: bool) -> DeathKind:
     match code:
         case _ if code == -signal.SIGKILL and oom:
             return DeathKind.OOM
         case _ if code == -signal.SIGALRM:
-            return DeathKind.HANG if was_ready else DeathKind.STARTUP
+            return DeathKind.HANG if served else DeathKind.STARTUP
         case _ if code < 0:
             return DeathKind.SIGNAL
         case _ if code == EXIT_GOLDEN:

@@ -5,6 +5,7 @@ Pure: deployment, grants and the host's abilities in, plans out.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,10 @@ OPEN_FILES: Final = 4096
 WORKER_OOM_SCORE_ADJ: Final = 500
 HOST_OOM_SCORE_ADJ: Final = -500
 """When the host itself runs out of memory the kernel ends a worker, not the front (proc(5))."""
+
+FRONT_BYTES: Final = 256 << 20
+CONTROL_BYTES: Final = 64 << 20
+"""Counted for them when the limits of all are added up, and no limit: killing a front costs more than it saves."""
 
 CONTROL: Final = "control"
 
@@ -54,8 +59,8 @@ class Layout(NamedTuple):
 
 def demands(settings: HostSettings, deployment: Deployment) -> list[Demand]:
     """What every process of the host wants of its CPUs and memory, the fronts first."""
-    wanted = [Demand(name=f"front:{index}") for index in range(settings.fronts)]
-    wanted.append(Demand(name=CONTROL, light=True))
+    wanted = [Demand(name=f"front:{index}", memory_bytes=FRONT_BYTES) for index in range(settings.fronts)]
+    wanted.append(Demand(name=CONTROL, memory_bytes=CONTROL_BYTES, light=True))
     for model in deployment.models:
         cpus = model.resources.cpus
         wanted += [
@@ -133,7 +138,7 @@ def _host_plan(program: str, grant: Grant, abilities: Abilities, *, required: bo
     return SlotPlan(
         program=program,
         required=required,
-        cgroup=_cgroup(abilities.tree, group, slot or "0", grant, 0),
+        cgroup=_cgroup(abilities.tree, group, slot or "0", dataclasses.replace(grant, memory_bytes=0), 0),
         cpus=tuple(sorted(grant.cpus)),
         threads=0,
         oom_score_adj=HOST_OOM_SCORE_ADJ if abilities.protected else None,

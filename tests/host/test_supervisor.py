@@ -34,6 +34,7 @@ nodaemon=true
 silent=true
 logfile=%(here)s/supervisord.log
 pidfile=%(here)s/supervisord.pid
+childlogdir=%(here)s
 [unix_http_server]
 file=%(here)s/supervisor.sock
 [rpcinterface:supervisor]

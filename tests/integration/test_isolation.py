@@ -216,7 +216,10 @@ def tree_of(host: RunningHost) -> CgroupTree:
 def test_memory_that_the_host_has_not_is_refused_with_the_sum(repository: Path, make_host: MakeHost) -> None:
     write_probing(repository, resources={"memory": "4000GiB"})
     host = make_host(repository, processes={"probing": 2})
-    with pytest.raises(AssertionError, match=r"probing\.v1 2 x 4,096,000 MiB = 8,192,000 MiB"):
+    with pytest.raises(
+        AssertionError,
+        match=r"front 1 x 256 MiB \+ control 1 x 64 MiB \+ probing\.v1 2 x 4,096,000 MiB = 8,192,320 MiB",
+    ):
         host.start()
     assert host.wait_for_end() == 2
 
@@ -266,6 +269,29 @@ async def test_a_leak_is_killed_at_its_limit_and_called_by_its_name(repository: 
     assert counters.memory_peak_bytes <= 150 * MIB
     shown = (await asyncio.to_thread(host.command, "status")).stdout
     assert "out of memory: killed at its limit of 150 MiB (peak" in shown
+
+
+async def test_a_host_where_every_model_leaks_goes_on(repository: Path, make_host: MakeHost) -> None:
+    names = ("first", "second", "third")
+    for name in names:
+        write_probing(repository, name, resources={"memory": "120MiB"})
+    host = make_host(repository, settings=FULL)
+    await asyncio.to_thread(host.start)
+
+    def host_pids() -> dict[str, int]:
+        words = {"host.front", "host.control", "supervisor.supervisord"}
+        return {word: pid for pid, command in host.pids().items() for word in words & set(command)}
+
+    before = host_pids()
+    assert len(before) == 3
+    for count in (1, 2):
+        leaks = [asyncio.to_thread(told, host, "allocate", name) for name in names]
+        assert await asyncio.gather(*leaks) == [(502, "WORKER_DIED")] * 3
+        assert host.call("GET", "/v2/health/live").status == 200
+        for name in names:
+            await asyncio.to_thread(died, host, f"{name}.v1:0", DeathKind.OOM, count)
+    assert host_pids() == before
+    assert [await asyncio.to_thread(told, host, "double 2", name) for name in names] == [4.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ LIMITS = Limits(hang_s=10, startup_s=60)
 MIB = 1 << 20
 
 
-def death(status: int, *, asked: bool = False) -> Death:
-    return Death(serial=1, supervisord=2, program="churn.v3:0", pid=7, status=status, at=5.0, asked=asked)
+def death(status: int, *, asked: bool = False, lived_s: float = 61.0) -> Death:
+    started = 5.0 - lived_s
+    return Death(
+        serial=1, supervisord=2, program="churn.v3:0", pid=7, status=status, started=started, at=5.0, asked=asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,12 @@ def test_the_cause(status: int, was_ready: bool, kind: DeathKind, reason: str) -
     assert (last.kind, last.reason, last.at, last.pid, last.log) == (kind, reason, 5.0, 7, ("a", "b"))
     assert slot.last == last
     assert slot.counts == {kind.value: 1}
+
+
+def test_an_alarm_before_the_start_could_take_too_long_is_a_hang() -> None:
+    last = SlotDeaths().record(death(signal.SIGALRM, lived_s=30.0), LIMITS, Memory(), was_ready=False, log=())
+    assert last is not None
+    assert last.kind is DeathKind.HANG
 
 
 def test_an_oom_kill_has_its_limit_peak_and_count() -> None:
