@@ -328,6 +328,7 @@ def _full_plan(work: Path, python: Path, tree: CgroupTree | None) -> SlotPlan:
         cgroup=cgroup,
         cpus=cpus,
         threads=1,
+        threads_max=1,
         oom_score_adj=500,
         open_files=4096,
         view=ViewPlan(str(work / "view"), read_only, (str(work / "sockets"),), 1 << 28),

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # -I leaves the script's directory out, so that noth
 
 from host.isolation import kernel
 from host.isolation.backoff import LastEnd, next_life, read_lives, write_lives
-from host.isolation.cgroups import CgroupError, Leaf, Limits
+from host.isolation.cgroups import Leaf, Limits
 from host.isolation.plan import CgroupPlan, SlotPlan, read_plan
 from host.isolation.sandbox import enter_view, leave_namespaces
 from host.protocol.process import EXIT_NOT_ISOLATED
@@ -87,8 +87,8 @@ class Launcher:
         added: dict[str, str] = {}
         if plan.threads:
             added.update(dict.fromkeys(_THREAD_VARIABLES, str(plan.threads)))
-            # What code asks for later is bounded too: as many threads as CPUs are of use (OpenMP 5.2, 21.1).
-            added["OMP_THREAD_LIMIT"] = str(max(plan.threads, len(plan.cpus), 1))
+            # What code asks for later is bounded too (OpenMP 5.2, 21.1).
+            added["OMP_THREAD_LIMIT"] = str(plan.threads_max)
             added["OMP_WAIT_POLICY"] = "PASSIVE"
             added["ORT_DISABLE_TELEMETRY"] = "1"
         if self._socket is not None:
@@ -194,9 +194,12 @@ def main(arguments: list[str]) -> int:
         if plan.socket:
             wait_for_turn(path.with_suffix(".lives"), Path(plan.socket), time.time())
         launcher.isolate()
-    except (NotIsolated, CgroupError, OSError) as error:
+    except NotIsolated as error:
         _say(f'{plan.program} is not started: isolation = "required", and this step failed: {error}')
         return EXIT_NOT_ISOLATED
+    except OSError as error:
+        _say(f"{plan.program} is not started: {error}")
+        return 1
     for text in launcher.failures:
         _say(f"not in force: {text}")
     command = arguments[2:]

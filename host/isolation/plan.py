@@ -45,6 +45,8 @@ class SlotPlan(NamedTuple):
     """CPU affinity; empty: any."""
     threads: int
     """Of the numerical libraries; 0: left as it is."""
+    threads_max: int
+    """More than that OpenMP does not start, whatever code asks for."""
     oom_score_adj: int | None
     open_files: int
     """RLIMIT_NOFILE; 0: left as it is."""

@@ -115,6 +115,7 @@ def slot_plans(
                 cgroup=_cgroup(abilities.tree, group, str(slot), grants[program], PIDS_MAX),
                 cpus=tuple(sorted(grants[program].cpus)),
                 threads=min(model.resources.threads, len(grants[program].cpus)),
+                threads_max=_threads_max(model),
                 oom_score_adj=WORKER_OOM_SCORE_ADJ,
                 open_files=OPEN_FILES,
                 view=_view(settings, model, slot, layout) if abilities.namespaces else None,
@@ -141,6 +142,7 @@ def _host_plan(program: str, grant: Grant, abilities: Abilities, *, required: bo
         cgroup=_cgroup(abilities.tree, group, slot or "0", dataclasses.replace(grant, memory_bytes=0), 0),
         cpus=tuple(sorted(grant.cpus)),
         threads=0,
+        threads_max=0,
         oom_score_adj=HOST_OOM_SCORE_ADJ if abilities.protected else None,
         open_files=0,
         view=None,
@@ -150,6 +152,12 @@ def _host_plan(program: str, grant: Grant, abilities: Abilities, *, required: bo
         confined=False,
         socket="",
     )
+
+
+def _threads_max(model: DeployedModel) -> int:
+    """As many threads as CPUs were asked for are of use, in a pool too."""
+    cpus = model.resources.cpus
+    return max(model.resources.threads, cpus if isinstance(cpus, int) else len(parse_cpu_set(cpus)))
 
 
 def _cgroup(tree: CgroupTree | None, group: str, slot: str, grant: Grant, pids_max: int) -> CgroupPlan | None:

@@ -137,6 +137,7 @@ def _abilities(
         cgroup=None,
         cpus=(),
         threads=0,
+        threads_max=0,
         oom_score_adj=None,
         open_files=0,
         view=None,

@@ -35,6 +35,7 @@ from host.protocol.messages import (
     request_frame,
 )
 from host.protocol.process import EXIT_GOLDEN
+from host.protocol.sockets import SOCKET_READY
 from host.protocol.types import Signature
 
 pytestmark = pytest.mark.integration
@@ -273,8 +274,10 @@ def test_other_files_among_the_sockets_do_no_harm(repository: Path, make_hand_ho
     (group / "9.sock").mkdir()
     silent, nonsense, impostor = (socket.socket(socket.AF_UNIX) for _ in range(3))
     for slot, sock in ((11, silent), (12, nonsense), (13, impostor)):
-        sock.bind(str(host.run_dir.worker_socket("fragile.v1", slot)))
+        path = host.run_dir.worker_socket("fragile.v1", slot)
+        sock.bind(str(path))
         sock.listen()
+        path.chmod(SOCKET_READY)
     host.start_front()
     host.start_worker("fragile")
     peer, _ = nonsense.accept()

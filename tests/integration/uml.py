@@ -54,7 +54,12 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=1777,nosuid,nodev shm /dev/shm
 mount -t tmpfs -o mode=755,nosuid,nodev run /run
+mkdir /run/machine
+mount --bind / /run/machine
 mount -t tmpfs -o mode=1777 tmp /tmp
+case {directory} in
+    /tmp/* | /run/*) mkdir -p {directory} && mount --bind /run/machine{directory} {directory} ;;
+esac
 ln -s /proc/self/fd /dev/fd
 ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout

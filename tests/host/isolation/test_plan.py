@@ -14,6 +14,7 @@ PLAN = SlotPlan(
     cgroup=CgroupPlan(2, {"memory": "/sys/fs/cgroup/x/churn.v3/0"}, 1 << 29, 128, 100, "0-1"),
     cpus=(0, 1),
     threads=2,
+    threads_max=2,
     oom_score_adj=500,
     open_files=4096,
     view=ViewPlan("/run/view", ("/a", "/b"), ("/c",), 1 << 20),

@@ -63,7 +63,7 @@ def test_a_worker_is_kept_from_everything() -> None:
     assert plan.cgroup is not None and plan.view is not None
     assert plan.cgroup.directories == {"memory": "/cg/t/churn.v3/1", "cpu": "/cg/t/churn.v3/1"}
     assert (plan.cgroup.memory_bytes, plan.cgroup.pids_max, plan.cgroup.cpu_weight) == (1 << 28, PIDS_MAX, 200)
-    assert (len(plan.cpus), plan.threads) == (2, 2)
+    assert (len(plan.cpus), plan.threads, plan.threads_max) == (2, 2, 4)
     assert (plan.network, plan.confined, plan.oom_score_adj) == (False, True, 500)
     assert plan.user is not None and plan.user >= 1_900_000_000
     assert plan.processes_max == 2 * PIDS_MAX
