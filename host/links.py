@@ -75,7 +75,9 @@ class Link(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.hello: Hello | None = None
         self._owner = owner
-        self._decoder = FrameDecoder(body_max_bytes)
+        # A hello has no body: who is nobody yet gets no memory of ours.
+        self._decoder = FrameDecoder(0)
+        self._body_max_bytes = body_max_bytes
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         self._hello_timer: asyncio.TimerHandle | None = None
@@ -143,6 +145,7 @@ class Link(asyncio.Protocol):
             if group != self.path.parent.name:
                 raise FrameError(f"expected a worker of {self.path.parent.name}, received the hello of one of {group}")
             self.hello = hello
+            self._decoder.body_max_bytes = self._body_max_bytes
             if self._hello_timer is not None:
                 self._hello_timer.cancel()
             self._owner.joined(self, hello)

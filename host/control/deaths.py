@@ -62,14 +62,14 @@ class SlotDeaths(msgspec.Struct, kw_only=True):
         code = os.waitstatus_to_exitcode(death.status)
         # The watchdog of a start rings after startup_s: an earlier alarm is a request's, whatever control has seen.
         served = was_ready or limits is None or death.at - death.started < limits.startup_s
-        kind = _kind(code, oom=oom, served=served)
+        kind = _kind(code, oom=oom, was_ready=was_ready, served=served)
         count = self.counts[kind.value] = self.counts.get(kind.value, 0) + 1
         reason = _reason(kind, code, limits, memory, count)
         self.last = ExitStatus(at=death.at, pid=death.pid, kind=kind, reason=reason, log=tuple(log))
         return self.last
 
 
-def _kind(code: int, *, oom: bool, served: bool) -> DeathKind:
+def _kind(code: int, *, oom: bool, was_ready: bool, served: bool) -> DeathKind:
     match code:
         case _ if code == -signal.SIGKILL and oom:
             return DeathKind.OOM
@@ -77,6 +77,8 @@ def _kind(code: int, *, oom: bool, served: bool) -> DeathKind:
             return DeathKind.HANG if served else DeathKind.STARTUP
         case _ if code < 0:
             return DeathKind.SIGNAL
+        case _ if was_ready:
+            return DeathKind.EXIT  # with whatever code: those below are of a start
         case _ if code == EXIT_GOLDEN:
             return DeathKind.GOLDEN
         case _ if code == EXIT_CONFIG:

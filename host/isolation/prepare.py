@@ -107,6 +107,8 @@ def clear(run_dir: RunDirectory) -> None:
 def _find_tree(settings: HostSettings) -> tuple[CgroupTree | None, str]:
     """The tree's place; its name is of the run directory, so that two hosts on one machine have one each."""
     wanted = None if settings.cgroup is None else str(settings.cgroup)
+    if settings.cgroup is not None and ".." in settings.cgroup.parts:
+        raise ConfigError(f'cgroup: expected a path without "..", received {wanted}')
     try:
         hierarchy, reason = hierarchy_for(wanted, is_root=os.geteuid() == 0)
     except CgroupError as error:

@@ -26,11 +26,11 @@ _TREE_BYTES: Final = 1 << 20
 
 
 def leave_namespaces(*, view: bool, network: bool) -> None:
-    """Get namespaces of its own: mounts for a view, an empty network unless `network`.
+    """Get namespaces of its own: mounts and shared memory for a view, an empty network unless `network`.
 
     As an ordinary user through a user namespace, in which it keeps its own number and gets no other.
     """
-    flags = (kernel.CLONE_NEWNS if view else 0) | (0 if network else kernel.CLONE_NEWNET)
+    flags = (kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC if view else 0) | (0 if network else kernel.CLONE_NEWNET)
     names = " and ".join([*(["mounts"] if view else []), *([] if network else ["network"])])
     if not flags:
         return

@@ -112,7 +112,7 @@ class FrameDecoder:
     """
 
     def __init__(self, body_max_bytes: int) -> None:
-        self._body_max_bytes = body_max_bytes
+        self.body_max_bytes = body_max_bytes
         self._start = b""
         """The beginning of a frame whose head is not whole."""
         self._unfinished: _Unfinished | None = None
@@ -138,8 +138,8 @@ class FrameDecoder:
             magic, version, kind, head_bytes, body_bytes = PREFIX.unpack_from(data, offset)
             if magic != MAGIC or version != VERSION or not 1 <= kind <= _KINDS or head_bytes > HEAD_MAX_BYTES:
                 raise _bad_prefix(magic, version, kind, head_bytes)
-            if body_bytes > self._body_max_bytes:
-                raise FrameTooLarge(f"frame body: limit {self._body_max_bytes} bytes, declared {body_bytes}")
+            if body_bytes > self.body_max_bytes:
+                raise FrameTooLarge(f"frame body: limit {self.body_max_bytes} bytes, declared {body_bytes}")
             body_start = offset + PREFIX_BYTES + head_bytes
             end = body_start + body_bytes
             if body_start > available:

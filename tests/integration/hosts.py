@@ -26,6 +26,7 @@ from host.cli.status import fetch_status
 from host.config.deployment import load_deployment, write_deployment
 from host.config.run_dir import RunDirectory, group_name
 from host.control.status import HostStatus, SlotStatus
+from host.protocol.errors import HostError
 from host.protocol.package import Package, read_package
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -347,8 +348,15 @@ class RunningHost(Host):
         )
 
     def status(self) -> HostStatus:
-        """What control says."""
-        return msgspec.json.decode(fetch_status(self.run_dir), type=HostStatus)
+        """What control says, as soon as one is there."""
+
+        def fetched() -> bytes | None:
+            try:
+                return fetch_status(self.run_dir)
+            except HostError:
+                return None
+
+        return msgspec.json.decode(until(fetched, "control answers") or b"", type=HostStatus)
 
     def slot(self, program: str) -> SlotStatus:
         """What control says of one process."""

@@ -57,9 +57,9 @@ mount -t tmpfs -o mode=755,nosuid,nodev run /run
 mkdir /run/machine
 mount --bind / /run/machine
 mount -t tmpfs -o mode=1777 tmp /tmp
-case {directory} in
-    /tmp/* | /run/*) mkdir -p {directory} && mount --bind /run/machine{directory} {directory} ;;
-esac
+for shown in {shown}; do
+    mkdir -p "$shown" && mount --bind "/run/machine$shown" "$shown"
+done
 ln -s /proc/self/fd /dev/fd
 ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
@@ -204,9 +204,17 @@ def init_script(guest: Guest, status: Path) -> str:
         open_files=open_files,
         open_files_hard=open_files_hard,
         directory=shlex.quote(str(guest.directory)),
+        shown=shlex.join(map(str, shown_directories(guest.directory))),
         environment=shlex.join(f"{name}={value}" for name, value in guest.environment.items()),
         command=shlex.join(guest.command),
     )
+
+
+def shown_directories(directory: Path) -> list[Path]:
+    """Where the command begins, this checkout and its interpreter, if the guest's own /tmp and /run hide them."""
+    wanted = sorted({directory, Path(__file__).resolve().parents[2], Path(sys.prefix)})
+    hidden = [path for path in wanted if {Path("/tmp"), Path("/run")} & set(path.parents)]
+    return [path for path in hidden if not set(path.parents) & set(hidden)]
 
 
 def kernel_command(guest: Guest, files: Files, output_fd: int) -> list[str]:

@@ -26,6 +26,7 @@ def death(status: int, *, asked: bool = False, lived_s: float = 61.0) -> Death:
     [
         (0, True, DeathKind.EXIT, "ended by itself (exit code 0)"),
         (1 << 8, True, DeathKind.EXIT, "exit code 1"),
+        (3 << 8, True, DeathKind.EXIT, "exit code 3"),
         (2 << 8, False, DeathKind.PACKAGE, "the package cannot be served"),
         (3 << 8, False, DeathKind.GOLDEN, "a golden case failed"),
         (70 << 8, False, DeathKind.ISOLATION, 'isolation = "required", and a step of it failed'),
