@@ -226,9 +226,15 @@ class Pool:
         """The workers that told it are gone."""
         self.batch_ns = self.row_ns = 0
 
-    def fits(self, worker: Worker, rows: int) -> bool:
-        """Whether a request fits into a worker's window; an idle one takes any, so none waits for ever."""
-        return not worker.rows or worker.rows + rows <= self.window_rows
+    def taker(self, worker: Worker | None, rows: int) -> Worker | None:
+        """The least loaded worker if a request fits into its window, else one that has nothing of ours.
+
+        That one takes any, so no request waits for ever; other fronts may have given it more rows than the least loaded
+        one has of ours.
+        """
+        if worker is None or not worker.rows or worker.rows + rows <= self.window_rows:
+            return worker
+        return next((other for other in self.workers.values() if not other.rows and not other.leaving), None)
 
     def wait_ns(self, rows: int, sent_rows: int) -> int:
         """How long a request of so many rows takes from now to its answer, by measured cost; 0 if that is unknown.
@@ -290,9 +296,9 @@ class Dispatcher:
         if wait_ns > remaining_ns and not pool.idle:
             self.counters.would_be_late += 1
             return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
-        if worker is not None and not pool.queue and pool.fits(worker, pending.rows):
+        if not pool.queue and (taker := pool.taker(worker, pending.rows)) is not None:
             self.pending[pending.sequence] = pending
-            return (self._assign(worker, pending, now_ns),)
+            return (self._assign(taker, pending, now_ns),)
         if len(pool.queue) >= pool.limits.max_queue:
             self.counters.queue_full += 1
             error = QueueFull(f"{_model(pool)}: {len(pool.queue)} requests are waiting (max_queue)")
@@ -419,11 +425,12 @@ class Dispatcher:
         actions: list[Action] = []
         while pool.queue:
             worker, _ = pool.least_loaded(now_ns)
-            if worker is None or not pool.fits(worker, pool.queue[0].rows):
+            taker = pool.taker(worker, pool.queue[0].rows)
+            if taker is None:
                 break
             pending = pool.queue.popleft()
             pool.queued_rows -= pending.rows
-            actions.append(self._assign(worker, pending, now_ns))
+            actions.append(self._assign(taker, pending, now_ns))
         return actions
 
     def _forget(self, sequence: int) -> Pending | None:

@@ -105,6 +105,14 @@ def test_least_loaded_worker_is_chosen() -> None:
     assert shown(submit(made, 4)) == [("send", 4, 2)]
 
 
+def test_nobody_waits_beside_a_worker_that_is_busy_for_other_fronts_only() -> None:
+    made = dispatcher(workers=2)
+    submit(made, 1, 2)
+    answered(made, 2, 2, rows=1, batch_rows=1, backlog_rows=5)
+    # The first one has less to do until its window is full.
+    assert shown(submit(made, 3, 4)) == [("send", 3, 1), ("send", 4, 2)]
+
+
 def test_rows_of_other_fronts_count_in_the_choice() -> None:
     made = dispatcher(workers=2, max_batch_rows=8)
     submit(made, 1)
