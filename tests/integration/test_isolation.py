@@ -90,7 +90,7 @@ def test_no_writing_but_in_its_own_directories(repository: Path, make_host: Make
     (package / "work").mkdir()
     host = make_host(repository, settings=FULL)
     host.start()
-    for path in ("/x", "/etc/x", "/usr/x", "/root/x", "/dev/x", "/proc/sys/kernel/core_pattern", package / "x"):
+    for path in ("/x", "/etc/x", "/usr/x", "/home/x", "/dev/x", "/proc/sys/kernel/core_pattern", package / "x"):
         assert refused(told(host, f"write {path}"), "Read-only", "PermissionError", "FileNotFoundError"), path
     assert refused(told(host, f"write {CHECKOUT / 'models' / 'worker.py'}"), "Read-only", "PermissionError")
     sockets = host.run_dir.group_sockets("probing.v1")
