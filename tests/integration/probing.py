@@ -123,6 +123,10 @@ def threads(_):
     return len(os.listdir("/proc/self/task"))
 
 
+def link(path):
+    return os.readlink(path)
+
+
 def core(_):
     import resource
     return resource.getrlimit(resource.RLIMIT_CORE)
@@ -153,7 +157,7 @@ def double(value):
 
 ACTIONS = {f.__name__: f for f in (
     tcp, udp, connect, read, names, write, children, grandchild, setuid, mount, unshare, kill, affinity, environment,
-    threads, core, allocate, leave, crash, hang, double)}
+    threads, link, core, allocate, leave, crash, hang, double)}
 
 
 class Model:

@@ -120,6 +120,8 @@ def test_no_other_user_no_mount_no_signal(confined: RunningHost) -> None:
         assert refused(told(confined, f"kill {pid}"), "PermissionError", "ProcessLookupError"), pid
     assert confined.front_pids() == [front]
     assert told(confined, "core -") == [0, 0]
+    for kind in ("mnt", "net", "ipc"):  # System V shared memory and POSIX queues are of the last
+        assert told(confined, f"link /proc/self/ns/{kind}") != str(Path(f"/proc/self/ns/{kind}").readlink()), kind
 
 
 @pytest.mark.skipif(not CPUSETS, reason="this kernel has no cpusets")

@@ -73,12 +73,20 @@ def test_what_is_not_there_counts_as_empty(tmp_path: Path) -> None:
 def test_version_2_limits_as_they_are_written(tmp_path: Path) -> None:
     directory = tmp_path / "leaf"
     directory.mkdir()
-    files = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.weight", "cgroup.procs")
+    files = (
+        "memory.max",
+        "memory.swap.max",
+        "memory.oom.group",
+        "pids.max",
+        "cpu.weight",
+        "cpuset.cpus",
+        "cgroup.procs",
+    )
     for name in files:
         (directory / name).write_text("")
-    leaf = Leaf(2, dict.fromkeys(("memory", "pids", "cpu"), directory))
+    leaf = Leaf(2, dict.fromkeys(("memory", "pids", "cpu", "cpuset"), directory))
     leaf.make(Limits(1 << 28, 128, 250, "0-1"))
-    assert [(directory / name).read_text() for name in files[:5]] == [str(1 << 28), "0", "1", "128", "250"]
+    assert [(directory / name).read_text() for name in files[:6]] == [str(1 << 28), "0", "1", "128", "250", "0-1"]
     assert leaf.limits()[:3] == (1 << 28, 128, 250)
     leaf.make(Limits(0, 0, 100, ""))
     leaf.join(os.getpid())
