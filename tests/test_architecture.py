@@ -17,6 +17,7 @@ PURE = (
     "host/front/documents.py",
     "host/front/headers.py",
     "host/front/routes.py",
+    "host/isolation/planning.py",
     "host/placement.py",
     "models/batching.py",
     "supervisor_conf/render.py",

@@ -69,7 +69,7 @@ class Launcher:
         if plan.cpus:
             self._step("CPU affinity", lambda: os.sched_setaffinity(0, plan.cpus))
         if plan.oom_score_adj is not None:
-            self._step("oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(plan.oom_score_adj)))
+            self._step("oom_score_adj", lambda: kernel.write("/proc/self/oom_score_adj", str(plan.oom_score_adj)))
         if plan.open_files:
             self._step("open files", lambda: _limit(resource.RLIMIT_NOFILE, plan.open_files))
         if plan.view is not None or not plan.network:
@@ -230,14 +230,6 @@ def _limit(which: int, value: int) -> None:
     _, hard = resource.getrlimit(which)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (value, value))
-
-
-def _write(path: str, text: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
 
 
 def _clock(since_s: float) -> str:

@@ -63,6 +63,26 @@ class SlotPlan(NamedTuple):
     """The socket that it makes when it can serve; with one, a start waits when those before it ended soon."""
 
 
+def plain_plan(program: str, *, required: bool) -> SlotPlan:
+    """A plan without any step, to add to."""
+    return SlotPlan(
+        program=program,
+        required=required,
+        cgroup=None,
+        cpus=(),
+        threads=0,
+        threads_max=0,
+        oom_score_adj=None,
+        open_files=0,
+        view=None,
+        network=True,
+        user=None,
+        processes_max=0,
+        confined=False,
+        socket="",
+    )
+
+
 def write_plan(path: Path, plan: SlotPlan) -> None:
     """Write a slot's file, atomically, its owner's alone."""
     values = plan._asdict()

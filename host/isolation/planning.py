@@ -15,7 +15,7 @@ from host.config.deployment import DeployedModel, Deployment
 from host.config.run_dir import RunDirectory, group_name
 from host.config.settings import UIDS, HostSettings
 from host.isolation.cgroups import CgroupTree
-from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan
+from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, plain_plan
 from host.placement import Demand, Grant, cpu_set_text, parse_cpu_set
 
 PIDS_MAX: Final = 128
@@ -136,21 +136,10 @@ def writable_directories(model: DeployedModel) -> list[Path]:
 def _host_plan(program: str, grant: Grant, abilities: Abilities, *, required: bool) -> SlotPlan:
     """The front and control: their CPUs and a cgroup to count in, and the host's view, user and network."""
     group, _, slot = program.partition(":")
-    return SlotPlan(
-        program=program,
-        required=required,
+    return plain_plan(program, required=required)._replace(
         cgroup=_cgroup(abilities.tree, group, slot or "0", dataclasses.replace(grant, memory_bytes=0), 0),
         cpus=tuple(sorted(grant.cpus)),
-        threads=0,
-        threads_max=0,
         oom_score_adj=HOST_OOM_SCORE_ADJ if abilities.protected else None,
-        open_files=0,
-        view=None,
-        network=True,
-        user=None,
-        processes_max=0,
-        confined=False,
-        socket="",
     )
 
 

@@ -19,7 +19,7 @@ from host.config.deployment import Deployment
 from host.config.run_dir import RunDirectory, group_name
 from host.config.settings import HostSettings
 from host.isolation.cgroups import CgroupError, CgroupTree, Limits, hierarchy_for
-from host.isolation.plan import SlotPlan, ViewPlan, write_plan
+from host.isolation.plan import SlotPlan, ViewPlan, plain_plan, write_plan
 from host.isolation.planning import Abilities, Layout, slot_plans, user_ids, writable_directories
 from host.placement import Grant
 from host.protocol.errors import ConfigError, HostError
@@ -133,22 +133,7 @@ def _abilities(
             missing.append(f"cgroups: the controllers {', '.join(absent)}")
     python = str(layout.model_python)
     view = ViewPlan(str(run_dir.view), layout.prefixes[python], (), 1 << 20)
-    plan = SlotPlan(
-        program=_PROBE,
-        required=True,
-        cgroup=None,
-        cpus=(),
-        threads=0,
-        threads_max=0,
-        oom_score_adj=None,
-        open_files=0,
-        view=None,
-        network=True,
-        user=None,
-        processes_max=0,
-        confined=False,
-        socket="",
-    )
+    plan = plain_plan(_PROBE, required=True)
 
     def allowed(what: str, tried: SlotPlan) -> bool:
         problem = _try(run_dir, layout, python, tried)

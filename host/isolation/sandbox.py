@@ -37,9 +37,9 @@ def leave_namespaces(*, view: bool, network: bool) -> None:
     user, group = os.geteuid(), os.getegid()
     if user != 0:
         kernel.unshare(flags | kernel.CLONE_NEWUSER, f"{names} as an ordinary user")
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{user} {user} 1")
-        _write("/proc/self/gid_map", f"{group} {group} 1")
+        kernel.write("/proc/self/setgroups", "deny")
+        kernel.write("/proc/self/uid_map", f"{user} {user} 1")
+        kernel.write("/proc/self/gid_map", f"{group} {group} 1")
     else:
         kernel.unshare(flags, names)
 
@@ -109,11 +109,3 @@ def _processes(path: str) -> None:
         kernel.mount("proc", path, "proc", _PROC_FLAGS, "hidepid=2")
     except OSError:
         kernel.bind("/proc", path, read_only=True)
-
-
-def _write(path: str, text: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
