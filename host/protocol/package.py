@@ -232,16 +232,26 @@ def _tensors(reader: TableReader, key: str) -> tuple[TensorSpec, ...]:
         if not isinstance(shape, list) or not all(type(dim) is int and (dim == -1 or dim > 0) for dim in shape):
             tensor.problem("shape", "a list of sizes, -1 for a variable one (the first -1 is rows)", shape)
             shape = [-1]
-        feature = tensor.optional_text("feature") if key == "inputs" else None
-        if feature is not None and _FEATURE.fullmatch(feature) is None:
-            tensor.problem("feature", 'a feature as "view.column"', feature)
+        features = _features(tensor) if key == "inputs" else ()
         tensor.finish()
         if name in [spec.name for spec in specs]:
             tensor.problem("name", "a name of its own", name)
-        specs.append(TensorSpec(name, datatype, tuple(shape), feature))
+        specs.append(TensorSpec(name, datatype, tuple(shape), features))
     if not specs:
         reader.problem(key, f"at least one [[{key}]] with name, datatype and shape")
     return tuple(specs)
+
+
+def _features(tensor: TableReader) -> tuple[str, ...]:
+    """`feature`: one, or a list of several."""
+    value = tensor.take("feature")
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and _FEATURE.fullmatch(n) for n in names):
+        tensor.problem("feature", 'a feature as "view.column", or a list of such', value)
+        return ()
+    return tuple(names)
 
 
 def _resources(reader: TableReader) -> Resources:

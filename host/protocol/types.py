@@ -38,13 +38,14 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output of a model.
 
     `shape` holds -1 for a variable dimension; a leading -1 is the batch dimension (rows).
-    `feature` names the `view.column` that the input is fetched from when a request leaves it out.
+    `features` names what the input is fetched from when a request leaves it out: each a `view.column`; several are
+    joined side by side, along the last dimension.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    feature: str | None = None
+    features: tuple[str, ...] = ()
 
 
 class Signature(msgspec.Struct, frozen=True):
