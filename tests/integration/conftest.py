@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cassandra_nodes import REQUIRED, CassandraNodes, missing
 from hosts import CHECKOUT, HandHost, RunningHost
 from packages import Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
 
@@ -83,3 +85,30 @@ def gate(everything: Path) -> Iterator[Gate]:
     standing = Gate(everything / "gated" / "1")
     yield standing
     standing.remove()
+
+
+def _require_cassandra() -> None:
+    """Skip, or fail where the environment says that it must be there, if Cassandra cannot run here."""
+    reason = missing()
+    if reason is not None and os.environ.get(REQUIRED):
+        pytest.fail(f"{reason} ({REQUIRED} is set)")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cassandra() -> Iterator[CassandraNodes]:
+    """Give one node for all tests; who kills or freezes it brings it back."""
+    _require_cassandra()
+    with CassandraNodes(1) as nodes:
+        nodes.start()
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def cassandra_ring() -> Iterator[CassandraNodes]:
+    """Give three nodes for tests of a cluster; who kills or freezes one brings it back."""
+    _require_cassandra()
+    with CassandraNodes(3) as nodes:
+        nodes.start()
+        yield nodes
