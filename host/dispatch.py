@@ -173,6 +173,8 @@ class Pool:
     """The workers and the queue of one model version."""
 
     key: PoolKey
+    label: str
+    """What messages call it."""
     limits: Limits
     window_rows: int
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -269,12 +271,16 @@ class Dispatcher:
         )
         return f"<Dispatcher {pools or 'empty'}>"
 
-    def declare(self, key: PoolKey, limits: Limits) -> None:
-        """Make a pool exist: its requests are refused as not ready, rather than unknown, while it has no worker."""
+    def declare(self, key: PoolKey, limits: Limits, label: str = "") -> None:
+        """Make a pool exist: its requests are refused as not ready, rather than unknown, while it has no worker.
+
+        `label`: what messages call it, if it is no model version's.
+        """
         pool = self.pools.get(key)
         window_rows = AHEAD_BATCHES * limits.max_batch_rows
         if pool is None:
-            self.pools[key] = Pool(key=key, limits=limits, window_rows=window_rows)
+            label = label or f"model '{key[0]}' version {key[1]}"
+            self.pools[key] = Pool(key=key, limits=limits, window_rows=window_rows, label=label)
         else:
             pool.limits, pool.window_rows = limits, window_rows
 
@@ -285,7 +291,7 @@ class Dispatcher:
         pending.rows = pool.estimated_rows(pending.size_bytes)
         if not pool.ready:
             self.counters.not_ready += 1
-            return (Refuse(pending, ModelNotReady(f"{_model(pool)}: no worker is ready")),)
+            return (Refuse(pending, ModelNotReady(f"{pool.label}: no worker is ready")),)
         remaining_ns = pending.deadline_ns - now_ns
         if remaining_ns <= 0:
             self.counters.expired += 1
@@ -301,7 +307,7 @@ class Dispatcher:
             return (self._assign(taker, pending, now_ns),)
         if len(pool.queue) >= pool.limits.max_queue:
             self.counters.queue_full += 1
-            error = QueueFull(f"{_model(pool)}: {len(pool.queue)} requests are waiting (max_queue)")
+            error = QueueFull(f"{pool.label}: {len(pool.queue)} requests are waiting (max_queue)")
             error.retry_after_s = _retry_after_s(wait_ns)
             return (Refuse(pending, error),)
         self.pending[pending.sequence] = pending
@@ -447,7 +453,7 @@ class Dispatcher:
             pending = pool.queue.popleft()
             del self.pending[pending.sequence]
             self.counters.not_ready += 1
-            refused.append(Refuse(pending, ModelNotReady(f"{_model(pool)}: its last worker is gone")))
+            refused.append(Refuse(pending, ModelNotReady(f"{pool.label}: its last worker is gone")))
         pool.queued_rows = 0
         return refused
 
@@ -472,23 +478,18 @@ def _may_have_run(worker: Worker, max_batch_rows: int) -> set[int]:
     return suspects
 
 
-def _model(pool: Pool) -> str:
-    name, version = pool.key
-    return f"model '{name}' version {version}"
-
-
 def _death(pool: Pool, pending: Pending) -> WorkerDied | None:
     """What a suspect gets after a death; None: another try."""
     if not pool.limits.retry:
-        return WorkerDied(f"{_model(pool)}: the worker died with the request in flight; the model allows no retry")
+        return WorkerDied(f"{pool.label}: the worker died with the request in flight; the model allows no retry")
     if pending.deaths >= DEATHS_MAX:
-        return PoisonRequest(f"{_model(pool)}: {pending.deaths} workers died while they ran this request")
+        return PoisonRequest(f"{pool.label}: {pending.deaths} workers died while they ran this request")
     return None
 
 
 def _would_be_late(pool: Pool, wait_ns: int, remaining_ns: int) -> Overloaded:
     error = WouldBeLate(
-        f"{_model(pool)}: the answer would take about {wait_ns // 1_000_000} ms, "
+        f"{pool.label}: the answer would take about {wait_ns // 1_000_000} ms, "
         f"the deadline is in {remaining_ns // 1_000_000} ms"
     )
     error.retry_after_s = _retry_after_s(wait_ns - remaining_ns)

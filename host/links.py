@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol, cast
 
 from asyncinotify import Event, Inotify, Mask
 
-from host.config.run_dir import group_name
+from host.config.run_dir import FEATURES_GROUP, group_name
 from host.protocol.errors import FrameError
 from host.protocol.frames import Frame, FrameDecoder, Kind
-from host.protocol.messages import Hello, ResponseHead, read_hello, read_response
+from host.protocol.messages import Hello, Notice, ResponseHead, read_hello, read_notice, read_response
 from host.protocol.sockets import SOCKET_READY
 
 logger = logging.getLogger("modelhost.links")
@@ -60,6 +60,10 @@ class LinkOwner(Protocol):
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
         """The worker answered."""
+        ...
+
+    def noticed(self, link: Link, notice: Notice) -> None:
+        """The feature service says which models it cannot serve. Nobody else may say so."""
         ...
 
 
@@ -151,6 +155,8 @@ class Link(asyncio.Protocol):
             self._owner.joined(self, hello)
         elif frame.kind == Kind.GOODBYE and self.hello is not None:
             self._owner.leaving(self)
+        elif frame.kind == Kind.NOTICE and self.hello is not None and self.path.parent.name == FEATURES_GROUP:
+            self._owner.noticed(self, read_notice(frame.head))
         else:
             raise FrameError(f"unexpected frame of kind {frame.kind}")
 

@@ -113,9 +113,12 @@ class Service:
         request: InferRequest | PredictRequest
         try:
             if head.operation is Operation.PREDICT:
-                request = self._predict.decode(body, head.encoding)
+                request = self._predict.decode(body, Encoding.MSGPACK if head.completed else head.encoding)
             else:
-                request = self._infer.decode(body, head.encoding, head.json_bytes)
+                if head.completed:
+                    request = self._infer.decode(body, Encoding.MSGPACK)
+                else:
+                    request = self._infer.decode(body, head.encoding, head.json_bytes)
                 if request.timeout_us is not None:
                     deadline_ns = min(deadline_ns, head.received_ns + request.timeout_us * 1000)
         except RecursionError as error:

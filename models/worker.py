@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from host.protocol.errors import ConfigError, GoldenFailure
 from host.protocol.messages import Hello
 from host.protocol.package import Package, golden_cases, read_package
 from host.protocol.process import EXIT_CONFIG, EXIT_GOLDEN, die_with_parent, settle_memory
-from host.protocol.sockets import SOCKET_VARIABLE
+from host.protocol.sockets import given_socket
 
 logger = logging.getLogger("modelhost.worker")
 
@@ -117,16 +116,6 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     server.serve(options.drain_s)
     logger.info("stopped")
     return 0
-
-
-def given_socket() -> socket.socket | None:
-    """The listening socket that the launcher left; the model sees nothing of it in its environment."""
-    descriptor = os.environ.pop(SOCKET_VARIABLE, None)
-    if descriptor is None:
-        return None
-    listener = socket.socket(fileno=int(descriptor))
-    listener.set_inheritable(False)
-    return listener
 
 
 def prepare_libraries(threads: int) -> None:

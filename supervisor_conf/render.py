@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from host.config.deployment import DeployedModel, Deployment
-from host.config.run_dir import RunDirectory, group_name
+from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
 
 STOP_MARGIN_S: Final = 5
 """What a process gets beyond its drain before supervisord kills it."""
 
 WORKER_PRIORITY: Final = 100
+FEATURES_PRIORITY: Final = 100
 CONTROL_PRIORITY: Final = 200
 FRONT_PRIORITY: Final = 900
 """supervisord starts the lowest first and stops the highest first: the front comes last and goes first."""
@@ -54,7 +55,7 @@ class Programs:
     model_python: Path
     """Runs the workers of models without an environment of their own."""
     code_root: Path
-    """The directory that holds the packages `host` and `models`."""
+    """The directory that holds the packages `host`, `feature_io` and `models`."""
 
 
 def render(settings: HostSettings, deployment: Deployment, programs: Programs) -> dict[str, str]:
@@ -62,6 +63,7 @@ def render(settings: HostSettings, deployment: Deployment, programs: Programs) -
     sections = [
         _supervisord(settings, deployment),
         *(_workers(settings, model, programs) for model in deployment.models),
+        *([_features(settings, programs)] if deployment.features.views else []),
         _control(settings, programs),
         _fronts(settings, programs),
     ]
@@ -71,7 +73,8 @@ def render(settings: HostSettings, deployment: Deployment, programs: Programs) -
 def open_files(settings: HostSettings, deployment: Deployment) -> int:
     """How many files one process of the host may have open: a front's connections, all workers, and some more."""
     workers = sum(model.processes for model in deployment.models)
-    return max(_FILES_MIN, settings.max_connections + workers + _FILES_SPARE)
+    features = settings.feature_processes if deployment.features.views else 0
+    return max(_FILES_MIN, settings.max_connections + workers + features + _FILES_SPARE)
 
 
 def stop_wait_s(drain_s: float) -> int:
@@ -172,6 +175,31 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
             _heap(),
             *_life(WORKER_PRIORITY, WORKER_START_S, settings.drain_s),
             *_log(f"{group}:%%(process_num)d"),
+        ),
+    )
+
+
+def _features(settings: HostSettings, programs: Programs) -> str:
+    command = _host_command(
+        settings,
+        programs,
+        "feature_io",
+        *("--cache-bytes", settings.feature_cache),
+        *("--body-max-bytes", settings.max_body_bytes),
+        *("--drain-s", f"{settings.drain_s:g}"),
+        *("--log-level", settings.log_level),
+    )
+    launcher = _launcher(settings, programs, FEATURES_GROUP, "%(process_num)d")
+    return _section(
+        f"program:{FEATURES_GROUP}",
+        (
+            ("command", f"{launcher} {command} --index %(process_num)d"),
+            ("process_name", "%(process_num)d"),
+            ("numprocs", settings.feature_processes),
+            _heap(),
+            ("directory", literal(str(programs.code_root))),
+            *_life(FEATURES_PRIORITY, 1, settings.drain_s),
+            *_log(f"{FEATURES_GROUP}:%%(process_num)d"),
         ),
     )
 

@@ -66,7 +66,7 @@ def make_plan(settings: HostSettings) -> Plan:
     problems: list[str] = []
     programs = find_programs(settings)
     try:
-        deployment = load_deployment(settings.repository, settings.deployment, settings.environments)
+        deployment = load_deployment(settings.repository, settings.deployment, settings.environments, settings.features)
     except ConfigError as error:
         problems.extend(error.problems)
         deployment = Deployment()

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from host.config.environments import environment_python, need_of
+from host.config.features import Features, feature_problems, read_features
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
@@ -47,6 +48,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """Everything that should run, in a stable order."""
 
     models: tuple[DeployedModel, ...] = ()
+    features: Features = Features()
+    """What models' inputs may be fetched from; without views no feature service runs."""
 
 
 def write_deployment(path: Path, deployment: Deployment) -> None:
@@ -77,13 +80,21 @@ class _Entry:
     default: bool | None = None
 
 
-def load_deployment(repository: Path, deployment_file: Path | None, environments: Path) -> Deployment:
+def load_deployment(
+    repository: Path, deployment_file: Path | None, environments: Path, features_file: Path | None = None
+) -> Deployment:
     """Read what should run, every package included. Raises `ConfigError` with every problem of all of them.
 
     Without a file: the highest version of every model in the repository, with the package's own number of
     processes. Versions compare naturally: 10 is higher than 9. `environments`: where the models' own are, built or not.
     """
     problems: list[str] = []
+    features = Features()
+    if features_file is not None:
+        try:
+            features = read_features(features_file)
+        except ConfigError as error:
+            problems.extend(error.problems)
     entries = _found_models(repository) if deployment_file is None else _file_models(deployment_file, problems)
     chosen: list[tuple[_Entry, Package, Path]] = []
     pythons: list[str | None] = []
@@ -98,6 +109,9 @@ def load_deployment(repository: Path, deployment_file: Path | None, environments
             problems.extend(error.problems)
     packages = [package for _, package, _ in chosen]
     problems += _duplicates(packages)
+    if not problems:
+        for _, package, directory in chosen:
+            problems += feature_problems(str(directory / MODEL_FILE), package.signature, features)
     defaults = _defaults([(entry, package) for entry, package, _ in chosen], problems)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -117,7 +131,8 @@ def load_deployment(repository: Path, deployment_file: Path | None, environments
                 default=default,
             )
             for (entry, package, directory), python, default in zip(chosen, pythons, defaults, strict=True)
-        )
+        ),
+        features,
     )
 
 

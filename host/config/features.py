@@ -14,12 +14,11 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from host.config.settings import FEATURES_FILE
 from host.protocol.errors import ConfigError
 from host.protocol.package import read_toml
 from host.protocol.schema import TableReader
 from host.protocol.types import DATATYPES, Signature, TensorSpec
-
-FEATURES_FILE: Final = "features.toml"
 
 KEY_TYPES: Final = ("INT8", "INT16", "INT32", "INT64", "BYTES", "UUID")
 """What a key column holds, in the Open Inference Protocol's words; a UUID comes in requests as its text (BYTES)."""
@@ -184,7 +183,7 @@ def read_features(path: Path) -> Features:
 
 
 def parse_features(table: Mapping[str, Any], path: Path) -> Features:
-    """Read the content of `path`, whose directory relative paths start from. Raises `ConfigError` with every problem."""
+    """Read the content of `path`, where relative paths start. Raises `ConfigError` with every problem."""
     problems: list[str] = []
     reader = TableReader(str(path), table, problems)
     stores = _stores(reader, path.parent)
@@ -215,7 +214,9 @@ def feature_problems(where: str, signature: Signature, features: Features) -> li
                 problems.append(f"{here}: expected a column of the view: {known}")
                 continue
             if column.datatype != spec.datatype:
-                problems.append(f"{here}: expected datatype {spec.datatype}, which the input has, received {column.datatype}")
+                problems.append(
+                    f"{here}: expected datatype {spec.datatype}, which the input has, received {column.datatype}"
+                )
             width += column.items
             problems += _key_problems(where, view, inputs)
         if found and all(column is not None for _, _, column in found):
@@ -322,7 +323,9 @@ def _cassandra(name: str, table: TableReader, base: Path) -> CassandraStore:
     if (store.username is None) != (store.password_file is None):
         table.problem("username", "username and password_file, or neither")
     if store.driver == "acsylla" and tls is not None:
-        table.problem("tls", 'driver "aiocassandra": acsylla carries an OpenSSL 1.1.1, which nobody keeps secure any more')
+        table.problem(
+            "tls", 'driver "aiocassandra": acsylla carries an OpenSSL 1.1.1, which nobody keeps secure any more'
+        )
     return store
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+FEATURES_GROUP: Final = "features"
+"""supervisord's group of the feature service, and its directory of sockets. No model's: theirs have a ".v"."""
+
 SOCKET_PATH_MAX_BYTES: Final = 107
 """`sun_path` holds 108 bytes with its final NUL (unix(7))."""
 
@@ -93,5 +96,5 @@ class RunDirectory:
 
 
 def group_name(model_name: str, model_version: str) -> str:
-    """supervisord's group of a model version: `churn.v3`."""
-    return f"{model_name}.v{model_version}"
+    """supervisord's group of a model version: `churn.v3`. A service of the host has no version: just its name."""
+    return f"{model_name}.v{model_version}" if model_version else model_name

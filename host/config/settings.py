@@ -6,6 +6,7 @@ docs/configuration.md all come from it.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import enum
 import ipaddress
@@ -21,6 +22,7 @@ from host.protocol.package import read_toml
 from host.protocol.schema import TableReader, parse_bytes
 
 CONFIG_FILE: Final = "modelhost.toml"
+FEATURES_FILE: Final = "features.toml"
 DEPLOYMENT_FILE: Final = "deployment.toml"
 VARIABLE_PREFIX: Final = "MODELHOST_"
 CONFIG_VARIABLE: Final = "MODELHOST_CONFIG"
@@ -111,6 +113,29 @@ SETTINGS: Final = (
         default=None,
         help=f"file that says what runs; unset: {DEPLOYMENT_FILE} beside {CONFIG_FILE} if it is there, "
         "else the highest version of every model in the repository",
+    ),
+    Setting(
+        name="features",
+        kind=Kind.PATH,
+        default=None,
+        help=f"file of feature views; unset: {FEATURES_FILE} beside {CONFIG_FILE} or in the repository if it is there, "
+        "else none",
+    ),
+    Setting(
+        name="feature_processes",
+        kind=Kind.INTEGER,
+        default=1,
+        help="processes that read features, each with a cache of its own; none runs without views",
+        minimum=1,
+        maximum=64,
+    ),
+    Setting(
+        name="feature_cache",
+        kind=Kind.SIZE,
+        default="256MiB",
+        help="memory for rows of feature views, in each process that reads them",
+        minimum=1,
+        maximum=1 << 40,
     ),
     Setting(
         name="model_python",
@@ -207,6 +232,9 @@ class HostSettings:
     repository: Path
     run_dir: Path
     deployment: Path | None
+    features: Path | None
+    feature_processes: int
+    feature_cache: int
     model_python: Path | None
     environments: Path
     wheelhouse: Path | None
@@ -311,12 +339,17 @@ def load_settings(
     if present:
         table = read_toml(file)
     settings, sources = resolve_settings(table, file if present else None, environ, flags, cwd)
-    if settings.deployment is None:
-        beside = (file.parent if present else cwd) / DEPLOYMENT_FILE
-        if beside.is_file():
-            values = {setting.name: getattr(settings, setting.name) for setting in SETTINGS}
-            settings = HostSettings(**(values | {"deployment": beside}))
-            sources["deployment"] = Source(SourceKind.DEFAULT, f"default: {DEPLOYMENT_FILE} is there")
+    base = file.parent if present else cwd
+    defaults: tuple[tuple[str, list[Path]], ...] = (
+        ("deployment", [base / DEPLOYMENT_FILE]),
+        ("features", [base / FEATURES_FILE, settings.repository / FEATURES_FILE]),
+    )
+    for name, candidates in defaults:
+        found = next((path for path in candidates if path.is_file()), None)
+        if getattr(settings, name) is None and found is not None:
+            given: dict[str, Any] = {name: found}
+            settings = dataclasses.replace(settings, **given)
+            sources[name] = Source(SourceKind.DEFAULT, f"default: {found.name} is there")
     return LoadedSettings(settings=settings, sources=sources, file=file if present else None)
 
 

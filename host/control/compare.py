@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from host.config.deployment import Deployment
-from host.config.run_dir import group_name
+from host.config.run_dir import FEATURES_GROUP, group_name
 from host.control.deaths import SlotDeaths
 from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus
 from host.supervisor import ProcessInfo, ProcessState
@@ -23,7 +23,7 @@ class SlotHistory:
     backoff: Backoff | None = None
 
 
-HOST_GROUPS: Final = ("front", "control")
+HOST_GROUPS: Final = ("front", "control", FEATURES_GROUP)
 
 _MISSING: Final = "MISSING"
 _NO_HISTORY: Final = SlotHistory()
@@ -36,12 +36,16 @@ def compare(
     readiness: Mapping[str, Readiness],
     histories: Mapping[str, SlotHistory],
     now: float,
+    unready: Mapping[str, str] | None = None,
 ) -> HostStatus:
     """Say what is wanted and what is there. Mappings are by program name; `now` is seconds since the epoch.
+
+    `unready`: what the feature service says of models whose features cannot be read, by group.
 
     A worker counts as ready when its socket answers, whatever supervisord says: RUNNING is not readiness, and
     a worker may be ready before supervisord calls it RUNNING.
     """
+    unready = unready or {}
     by_program = {process.program: process for process in processes}
 
     def slot(program: str, ready: bool, since: float) -> SlotStatus:
@@ -77,20 +81,33 @@ def compare(
                 wanted=model.processes,
                 ready=sum(one.ready for one in slots),
                 slots=slots,
+                reason=unready.get(group, ""),
             )
         )
     ours = [process for process in processes if process.group in HOST_GROUPS]
     others = [p for p in processes if p.group not in HOST_GROUPS and p.program not in wanted_programs]
-    host = tuple(slot(p.program, p.state is ProcessState.RUNNING, float(p.start_s)) for p in ours)
+    host = tuple(slot(p.program, *_host_readiness(p, readiness)) for p in ours)
     fronts = [one.ready for one in host if one.name.startswith("front:")]
+    features = [one.ready for one in host if one.name.startswith(f"{FEATURES_GROUP}:")]
     return HostStatus(
-        ready=all(model.ready >= model.wanted for model in models) and bool(fronts) and all(fronts),
+        ready=all(model.ready >= model.wanted and not model.reason for model in models)
+        and bool(fronts)
+        and all(fronts)
+        and all(features),
         wanted=sum(model.wanted for model in models),
         ready_processes=sum(model.ready for model in models),
         models=tuple(models),
         host=host,
         unwanted=tuple(slot(p.program, readiness.get(p.program, _NEVER).ready, 0.0) for p in others),
     )
+
+
+def _host_readiness(process: ProcessInfo, readiness: Mapping[str, Readiness]) -> tuple[bool, float]:
+    """A feature process is ready when its socket answers, the others when they run."""
+    if process.group == FEATURES_GROUP:
+        seen = readiness.get(process.program, _NEVER)
+        return seen.ready, seen.since
+    return process.state is ProcessState.RUNNING, float(process.start_s)
 
 
 def not_ready(status: HostStatus) -> Iterable[SlotStatus]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from host.control.status import Readiness
 from host.links import Link, LinkDirectory
-from host.protocol.messages import Hello, ResponseHead
+from host.protocol.messages import Hello, Notice, ResponseHead
 
 _ANSWER_MAX_BYTES: Final = 1 << 20
 """Control asks for nothing yet, so nothing large can come."""
@@ -34,6 +34,8 @@ class WorkerProbe:
         self._died = died
         self._by_link: dict[int, tuple[str, int]] = {}
         self.readiness: dict[str, Readiness] = {}
+        self.unready: dict[str, str] = {}
+        """Models whose features cannot be read, as `churn.v3`, and why."""
         self.last_ready_pid: dict[str, int] = {}
         """The newest process of each slot that could serve, also after its end."""
 
@@ -62,6 +64,11 @@ class WorkerProbe:
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
         """Drop an answer: nothing was asked."""
+
+    def noticed(self, link: Link, notice: Notice) -> None:
+        """Remember what the feature service says of models whose features cannot be read."""
+        self.unready = notice.unready
+        self._changed()
 
     def _gone(self, link: Link) -> None:
         program, pid = self._by_link.pop(link.identity, ("", 0))

@@ -73,7 +73,7 @@ class Control:
         deployment = read_deployment(self._run_dir.deployment)
         processes = await self._supervisor.processes()
         histories = {process.program: self._history(process.program) for process in processes}
-        return compare(deployment, processes, self.probe.readiness, histories, time.time())
+        return compare(deployment, processes, self.probe.readiness, histories, time.time(), self.probe.unready)
 
     def _history(self, program: str) -> SlotHistory:
         lives = read_lives(self._run_dir.slot_lives(program))

@@ -89,6 +89,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int
     ready: int
     slots: tuple[SlotStatus, ...]
+    reason: str = ""
+    """Why it cannot serve although its processes are ready: its features cannot be read."""
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +104,6 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Model processes that are ready."""
     models: tuple[ModelStatus, ...]
     host: tuple[SlotStatus, ...]
-    """The fronts and control."""
+    """The fronts, control and the feature processes."""
     unwanted: tuple[SlotStatus, ...]
     """Processes that supervisord has and the deployment has not."""

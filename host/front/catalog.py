@@ -12,6 +12,7 @@ class Catalog:
     """The deployed models by name and version."""
 
     def __init__(self, deployment: Deployment) -> None:
+        self.features = deployment.features
         self._versions: dict[str, dict[str, DeployedModel]] = {}
         self._defaults: dict[str, DeployedModel] = {}
         for model in deployment.models:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from host.config.deployment import DeployedModel
+from host.config.features import Features, feature_refs, input_datatype
 from host.protocol.types import TensorSpec
 
 SERVER_NAME: Final = "modelhost"
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "schedule_policy", "statistics")
 """Extensions of the Open Inference Protocol that work here, and no other."""
 
+NO_FEATURES: Final = Features()
 _CONFIG_NAMES: Final = {"BYTES": "TYPE_STRING"}
 
 
@@ -25,13 +27,16 @@ def health(live: bool, ready: bool) -> dict[str, bool]:
     return {"live": live, "ready": ready}
 
 
-def model_metadata(model: DeployedModel, versions: Sequence[str]) -> dict[str, Any]:
-    """`GET /v2/models/{m}`; `versions`: all that are deployed."""
+def model_metadata(model: DeployedModel, versions: Sequence[str], features: Features = NO_FEATURES) -> dict[str, Any]:
+    """`GET /v2/models/{m}`; `versions`: all that are deployed.
+
+    An input that is fetched when it is left out says so in its parameters, and by which inputs.
+    """
     return {
         "name": model.name,
         "versions": list(versions),
         "platform": model.platform,
-        "inputs": [_tensor(spec) for spec in model.signature.inputs],
+        "inputs": [_input(spec, features) for spec in model.signature.inputs],
         "outputs": [_tensor(spec) for spec in model.signature.outputs],
     }
 
@@ -75,17 +80,17 @@ def model_statistics(workers: Iterable[Mapping[str, Any]], model: DeployedModel)
     return total
 
 
-def repository_index(models: Iterable[tuple[DeployedModel, bool]], only_ready: bool) -> list[dict[str, str]]:
-    """`POST /v2/repository/index`; each model with whether it is ready."""
+def repository_index(models: Iterable[tuple[DeployedModel, str | None]], only_ready: bool) -> list[dict[str, str]]:
+    """`POST /v2/repository/index`; each model with why it is not ready, or None."""
     return [
         {
             "name": model.name,
             "version": model.version,
-            "state": "READY" if ready else "UNAVAILABLE",
-            "reason": "" if ready else "no worker is ready",
+            "state": "READY" if reason is None else "UNAVAILABLE",
+            "reason": reason or "",
         }
-        for model, ready in models
-        if ready or not only_ready
+        for model, reason in models
+        if reason is None or not only_ready
     ]
 
 
@@ -104,6 +109,31 @@ def v1_model_status(models: Iterable[tuple[DeployedModel, bool]]) -> dict[str, A
             for model, ready in versions
         ],
     }
+
+
+def feature_views(features: Features) -> dict[str, Any]:
+    """`GET /v1/features`: what there is to read."""
+    return {
+        "views": [
+            {
+                "name": view.name,
+                "keys": [{"name": key.column, "datatype": key.datatype} for key in view.keys],
+                "features": [
+                    {"name": column.name, "datatype": column.datatype, "shape": list(column.shape)}
+                    for column in view.columns
+                ],
+            }
+            for view in features.views
+        ]
+    }
+
+
+def _input(spec: TensorSpec, features: Features) -> dict[str, Any]:
+    if not spec.features:
+        return _tensor(spec)
+    views = [view for ref in feature_refs(spec) if (view := features.view(ref.view)) is not None]
+    keys = {key.input: {"name": key.input, "datatype": input_datatype(key)} for view in views for key in view.keys}
+    return _tensor(spec) | {"parameters": {"features": list(spec.features), "keys": list(keys.values())}}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

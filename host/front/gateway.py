@@ -11,14 +11,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from host.config.deployment import DeployedModel
+from host.config.run_dir import FEATURES_GROUP, group_name
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
 from host.links import Link
 from host.protocol.documents import decode_document
-from host.protocol.errors import PoisonRequest, RequestError
+from host.protocol.errors import ModelNotReady, PoisonRequest, RequestError
 from host.protocol.messages import (
     NO_JSON_HEADER,
     Encoding,
     Hello,
+    Limits,
+    Notice,
     Operation,
     RequestHead,
     ResponseHead,
@@ -34,6 +37,7 @@ DEADLINE_TICK_S: Final = 0.002
 """Deadlines are looked at no more often than this: under overload one passes every few microseconds."""
 
 _NS_PER_S: Final = 1_000_000_000
+_OK: Final = 200
 
 
 class Client(Protocol):
@@ -54,6 +58,12 @@ class Call(Pending, eq=False, kw_only=True):
     sequence: int = 0
     """Given by the gateway."""
     client: Client
+    model: str = ""
+    """For the feature service: the model, as `churn.v3`."""
+    completed: bytes | None = None
+    """The body with its features in it, in msgpack; None: the body itself is what the worker gets."""
+    reading: Call | None = None
+    """What was asked of the feature service, while it has not answered."""
     operation: Operation
     body: bytes
     received_ns: int
@@ -66,6 +76,9 @@ class Call(Pending, eq=False, kw_only=True):
 
 Result = tuple[ResponseHead, bytes]
 
+FEATURES_POOL: Final = (FEATURES_GROUP, "")
+"""The feature processes are workers too: one pool, with its own queue, retries and deadlines."""
+
 
 class Gateway:
     """Runs calls on workers. Implements `LinkOwner`; everything happens on one event loop."""
@@ -73,8 +86,16 @@ class Gateway:
     def __init__(self, models: Iterable[DeployedModel], loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.dispatcher = Dispatcher()
+        self._featured: dict[PoolKey, str] = {}
+        """Models with inputs that can be fetched, with their groups."""
+        self._unready: dict[int, dict[str, str]] = {}
+        """Feature process -> models that it cannot serve, by group, and why."""
+        self.dispatcher.declare(FEATURES_POOL, Limits(), "the feature service")
         for model in models:
-            self.dispatcher.declare((model.name, model.version), model.limits)
+            key = (model.name, model.version)
+            self.dispatcher.declare(key, model.limits)
+            if any(spec.features for spec in model.signature.inputs):
+                self._featured[key] = group_name(*key)
         self._sequences = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Result]] = {}
         self._links: dict[int, Link] = {}
@@ -91,8 +112,47 @@ class Gateway:
         pool = self.dispatcher.pools.get(key)
         return pool.ready if pool is not None else 0
 
+    def not_ready(self, key: PoolKey) -> str | None:
+        """Why a model version cannot serve; None if it can."""
+        if not self.ready_workers(key):
+            return "no worker is ready"
+        group = self._featured.get(key)
+        if group is None:
+            return None
+        if not self.ready_workers(FEATURES_POOL):
+            return "the feature service is not ready"
+        return next((reasons[group] for reasons in self._unready.values() if group in reasons), None)
+
     def submit(self, call: Call, now_ns: int) -> None:
         """Run a call on one of the model version's workers, or refuse it, maybe before this returns."""
+        if self._featured and call.pool in self._featured:
+            self._read_features(call, now_ns)
+        else:
+            self._submit(call, now_ns)
+
+    def _read_features(self, call: Call, now_ns: int) -> None:
+        """Ask the feature service for what the call leaves out; `_completed` goes on from there."""
+        reason = self.not_ready(call.pool)
+        if reason is not None:
+            model, version = call.pool
+            call.client.refused(call, ModelNotReady(f"model '{model}' version {version}: {reason}"))
+            return
+        call.reading = Call(
+            client=_Completion(self, call),
+            pool=FEATURES_POOL,
+            model=self._featured[call.pool],
+            deadline_ns=call.deadline_ns,
+            size_bytes=call.size_bytes,
+            operation=call.operation,
+            body=call.body,
+            received_ns=call.received_ns,
+            encoding=call.encoding,
+            json_bytes=call.json_bytes,
+            request_id=call.request_id,
+        )
+        self._submit(call.reading, now_ns)
+
+    def _submit(self, call: Call, now_ns: int) -> None:
         call.sequence = next(self._sequences)
         self._perform(self.dispatcher.submit(call, now_ns))
         if self._deadline_timer is None or call.deadline_ns < self._deadline_ns:
@@ -100,7 +160,8 @@ class Gateway:
 
     def cancel(self, call: Call) -> None:
         """The client is gone: the call leaves the queue, or its answer will be dropped."""
-        self.dispatcher.cancel(call.sequence)
+        self.dispatcher.cancel((call.reading or call).sequence)
+        call.reading = None
 
     async def statistics(self, key: PoolKey) -> list[Mapping[str, Any]]:
         """Ask every worker of a model version for its counters."""
@@ -145,7 +206,14 @@ class Gateway:
         worker = self.dispatcher.workers[link.identity]
         logger.info("worker %s is gone (%d requests in flight)", link.program, len(worker.in_flight))
         del self._links[link.identity]
+        self._unready.pop(link.identity, None)
         self._perform(self.dispatcher.worker_lost(link.identity, time.monotonic_ns()))
+
+    def noticed(self, link: Link, notice: Notice) -> None:
+        """A feature process says which models it cannot serve."""
+        for group, reason in notice.unready.items():
+            logger.error("%s: not ready: %s", group, reason)
+        self._unready[link.identity] = notice.unready
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
         """A worker's answer is handed to its client; one that nobody waits for is counted and dropped."""
@@ -161,6 +229,11 @@ class Gateway:
                 call.client.answered(call, head, body)
             else:
                 self._perform((action,))
+
+    def completed(self, call: Call, body: bytes | None) -> None:
+        """The call has its features: on to a worker."""
+        call.reading, call.completed = None, body
+        self._submit(call, time.monotonic_ns())
 
     # -- inside -------------------------------------------------------------------------------------------
     def _perform(self, actions: Iterable[Action]) -> None:
@@ -212,8 +285,33 @@ def _frame(call: Call) -> bytes:
         call.alone,
         call.request_id,
         call.traceparent,
+        call.completed is not None,
+        call.model,
     )
-    return request_frame(head, call.body)
+    return request_frame(head, call.body if call.completed is None else call.completed)
+
+
+class _Completion:
+    """Waits for the features of one call. Implements `Client`."""
+
+    __slots__ = ("_call", "_gateway")
+
+    def __init__(self, gateway: Gateway, call: Call) -> None:
+        self._gateway = gateway
+        self._call = call
+
+    def answered(self, reading: Call, head: ResponseHead, body: bytes) -> None:
+        """Go on with what was found; an error, which names what could not be, is the call's answer."""
+        if head.status == _OK:
+            self._gateway.completed(self._call, body or None)
+        else:
+            self._call.reading = None
+            self._call.client.answered(self._call, head, body)
+
+    def refused(self, reading: Call, error: RequestError) -> None:
+        """The feature service has no answer, which refuses the call."""
+        self._call.reading = None
+        self._call.client.refused(self._call, error)
 
 
 def _log_poison(call: Call, error: PoisonRequest) -> None:

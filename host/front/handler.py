@@ -18,7 +18,7 @@ from host.front.bodies import BodyBudget, read_body
 from host.front.catalog import Catalog
 from host.front.deadlines import body_timeout_ns
 from host.front.documents import SERVER_NAME
-from host.front.gateway import Call, Gateway, Result
+from host.front.gateway import FEATURES_POOL, Call, Gateway, Result
 from host.front.headers import (
     INFERENCE_HEADER,
     REQUEST_ID,
@@ -95,6 +95,8 @@ class Handler:
             route = match_route(request.method, request.raw_path)
             if route.endpoint is Endpoint.INFER or route.endpoint is Endpoint.V1_PREDICT:
                 return await self._infer(request, route, encoding, request_id, received_ns)
+            if route.endpoint is Endpoint.V1_FEATURE or route.endpoint is Endpoint.V1_FEATURES_BATCH:
+                return await self._features(request, route, encoding, request_id, received_ns)
             return await self._inform(request, route, encoding, request_id, received_ns)
         except UnsupportedMediaType as error:
             return _error_response(error, Encoding.JSON, request_id)
@@ -141,19 +143,35 @@ class Handler:
             head, answer = await self._result(call, waiting)
         finally:
             self._budget.give_back(len(body), key)
-        answer_headers = _headers(request_id, CONTENT_TYPES[head.encoding])
-        if head.json_bytes != NO_JSON_HEADER:
-            answer_headers[INFERENCE_HEADER] = str(head.json_bytes)
-            answer_headers["Content-Type"] = OCTETS
-        coding = compression(headers.get("Accept-Encoding"), len(answer))
-        if coding is not None:
-            answer_headers["Content-Encoding"] = coding
-            answer_headers["Vary"] = "Accept-Encoding"
-            if len(answer) <= COMPRESS_INLINE_MAX_BYTES:
-                answer = compress(answer, coding)
-            else:
-                answer = await asyncio.to_thread(compress, answer, coding)
-        return Response(body=answer, status=head.status, headers=answer_headers)
+        return await _answer_response(request, request_id, head, answer)
+
+    async def _features(
+        self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
+    ) -> Response:
+        """Rows of feature views: asked of the feature service, with its cache and its limits."""
+        headers = request.headers
+        deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), _DEFAULT_TIMEOUT_MS)
+        body = b""
+        if route.endpoint is Endpoint.V1_FEATURES_BATCH:
+            body = await read_body(request, self._max_body_bytes, self._budget, None, deadline_ns)
+        try:
+            waiting = _Waiting()
+            call = Call(
+                client=waiting,
+                pool=FEATURES_POOL,
+                deadline_ns=deadline_ns,
+                size_bytes=len(body),
+                operation=Operation.READ_FEATURES,
+                body=body or encode_document({"view": route.view, "path": route.key}, encoding),
+                received_ns=received_ns,
+                encoding=encoding,
+                accept=answer_encoding(headers.get("Accept", ""), encoding),
+                request_id=request_id,
+            )
+            head, answer = await self._result(call, waiting)
+        finally:
+            self._budget.give_back(len(body), None)
+        return await _answer_response(request, request_id, head, answer)
 
     async def _result(self, call: Call, waiting: _Waiting) -> Result:
         """Run a call. Raises `RequestError`; cancelled (the client is gone), it takes the call back."""
@@ -188,7 +206,7 @@ class Handler:
                 return 200, documents.server_metadata(host.__version__)
             case Endpoint.MODEL_METADATA:
                 model = catalog.find(route.model, route.version)
-                return 200, documents.model_metadata(model, list(catalog.versions(route.model)))
+                return 200, documents.model_metadata(model, list(catalog.versions(route.model)), catalog.features)
             case Endpoint.MODEL_READY:
                 model = catalog.find(route.model, route.version)
                 ready = not self.stopping and self._is_ready(model)
@@ -205,7 +223,7 @@ class Handler:
                 return 200, await self._statistics(list(catalog))
             case Endpoint.REPOSITORY_INDEX:
                 only_ready = await self._only_ready(request, encoding, received_ns)
-                return 200, documents.repository_index(((m, self._is_ready(m)) for m in catalog), only_ready)
+                return 200, documents.repository_index(((m, self._not_ready(m)) for m in catalog), only_ready)
             case Endpoint.V1_MODELS:
                 return 200, {"models": catalog.names()}
             case Endpoint.V1_MODEL_STATUS:
@@ -214,8 +232,10 @@ class Handler:
                 else:
                     models = list(catalog.versions(route.model).values())
                 return 200, documents.v1_model_status([(m, self._is_ready(m)) for m in models])
-            case Endpoint.INFER | Endpoint.V1_PREDICT:
-                raise AssertionError("inference has its own way")
+            case Endpoint.V1_FEATURES:
+                return 200, documents.feature_views(catalog.features)
+            case Endpoint.INFER | Endpoint.V1_PREDICT | Endpoint.V1_FEATURE | Endpoint.V1_FEATURES_BATCH:
+                raise AssertionError("what others answer has its own way")
             case _:
                 assert_never(endpoint)
 
@@ -240,7 +260,10 @@ class Handler:
         return ready
 
     def _is_ready(self, model: DeployedModel) -> bool:
-        return self._gateway.ready_workers((model.name, model.version)) > 0
+        return self._not_ready(model) is None
+
+    def _not_ready(self, model: DeployedModel) -> str | None:
+        return self._gateway.not_ready((model.name, model.version))
 
 
 class _Waiting:
@@ -258,6 +281,23 @@ class _Waiting:
         """Wake the handler with an error."""
         if not self.result.done():
             self.result.set_exception(error)
+
+
+async def _answer_response(request: BaseRequest, request_id: str, head: ResponseHead, answer: bytes) -> Response:
+    """What a worker or the feature service answered."""
+    answer_headers = _headers(request_id, CONTENT_TYPES[head.encoding])
+    if head.json_bytes != NO_JSON_HEADER:
+        answer_headers[INFERENCE_HEADER] = str(head.json_bytes)
+        answer_headers["Content-Type"] = OCTETS
+    coding = compression(request.headers.get("Accept-Encoding"), len(answer))
+    if coding is not None:
+        answer_headers["Content-Encoding"] = coding
+        answer_headers["Vary"] = "Accept-Encoding"
+        if len(answer) <= COMPRESS_INLINE_MAX_BYTES:
+            answer = compress(answer, coding)
+        else:
+            answer = await asyncio.to_thread(compress, answer, coding)
+    return Response(body=answer, status=head.status, headers=answer_headers)
 
 
 def _headers(request_id: str, content_type: str) -> CIMultiDict[str]:

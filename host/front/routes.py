@@ -27,6 +27,9 @@ class Endpoint(enum.Enum):
     V1_MODELS = ("GET", r"/v1/models")
     V1_MODEL_STATUS = ("GET", r"/v1/models/{model}{version}")
     V1_PREDICT = ("POST", r"/v1/models/{model}{version}:predict")
+    V1_FEATURES = ("GET", r"/v1/features")
+    V1_FEATURE = ("GET", r"/v1/features/{view}{key}")
+    V1_FEATURES_BATCH = ("POST", r"/v1/features:batch")
 
     @property
     def method(self) -> str:
@@ -40,11 +43,16 @@ class Endpoint(enum.Enum):
 
 
 class Route(NamedTuple):
-    """An endpoint with what its path names; an empty version means the default one."""
+    """An endpoint with what its path names; an empty version means the default one.
+
+    `view` and `key` are of features: one text for each part of the key.
+    """
 
     endpoint: Endpoint
     model: str = ""
     version: str = ""
+    view: str = ""
+    key: tuple[str, ...] = ()
 
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -53,6 +61,7 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 def _pattern(endpoint: Endpoint) -> re.Pattern[str]:
     path = endpoint.value[1]
     path = path.replace("{model}", f"(?P<model>{_NAME})")
+    path = path.replace("{view}", f"(?P<view>{_NAME})").replace("{key}", "(?P<key>(?:/[^/]+)+)")
     return re.compile(path.replace("{version}", f"(?:/versions/(?P<version>{_NAME}))?"))
 
 
@@ -66,17 +75,18 @@ def match_route(method: str, target: str) -> Route:
 
     Paths are case-sensitive. What follows a `?` is ignored. Found routes are remembered, errors are not.
     """
-    path = target.partition("?")[0]
-    if "%" in path:
-        path = unquote(path)
+    raw_path = target.partition("?")[0]
+    path = unquote(raw_path) if "%" in raw_path else raw_path
     allow: list[str] = []
     for endpoint, pattern in _PATTERNS:
-        match = pattern.fullmatch(path)
+        # A key may hold anything, a slash too: its path is taken apart first and read then.
+        match = pattern.fullmatch(raw_path if endpoint is Endpoint.V1_FEATURE else path)
         if match is None:
             continue
         if method == endpoint.method or (method == "HEAD" and endpoint.method == "GET"):
             names = match.groupdict()
-            return Route(endpoint, names.get("model") or "", names.get("version") or "")
+            key = tuple(unquote(part) for part in (names.get("key") or "").split("/")[1:])
+            return Route(endpoint, names.get("model") or "", names.get("version") or "", names.get("view") or "", key)
         if endpoint.allow not in allow:  # two patterns may fit: /v2/models/stats
             allow.append(endpoint.allow)
     if allow:

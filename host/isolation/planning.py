@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from host.config.deployment import DeployedModel, Deployment
-from host.config.run_dir import RunDirectory, group_name
+from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import UIDS, HostSettings
 from host.isolation.cgroups import CgroupTree
 from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, plain_plan
@@ -28,7 +28,9 @@ HOST_OOM_SCORE_ADJ: Final = -500
 
 FRONT_BYTES: Final = 256 << 20
 CONTROL_BYTES: Final = 64 << 20
-"""Counted for them when the limits of all are added up, and no limit: killing a front costs more than it saves."""
+FEATURES_BYTES: Final = 128 << 20
+"""Counted for them (for a feature process beside its cache) when the limits of all are added up, and no limit: killing
+a front costs more than it saves."""
 
 CONTROL: Final = "control"
 
@@ -61,6 +63,9 @@ def demands(settings: HostSettings, deployment: Deployment) -> list[Demand]:
     """What every process of the host wants of its CPUs and memory, the fronts first."""
     wanted = [Demand(name=f"front:{index}", memory_bytes=FRONT_BYTES) for index in range(settings.fronts)]
     wanted.append(Demand(name=CONTROL, memory_bytes=CONTROL_BYTES, light=True))
+    features = settings.feature_processes if deployment.features.views else 0
+    feature_bytes = FEATURES_BYTES + settings.feature_cache
+    wanted += [Demand(name=f"{FEATURES_GROUP}:{index}", memory_bytes=feature_bytes) for index in range(features)]
     for model in deployment.models:
         cpus = model.resources.cpus
         wanted += [
@@ -103,8 +108,12 @@ def slot_plans(
     plans = {
         program: _host_plan(program, grant, abilities, required=required)
         for program, grant in grants.items()
-        if program == CONTROL or program.startswith("front:")
+        if program.partition(":")[0] in ("front", CONTROL, FEATURES_GROUP)
     }
+    run_dir = RunDirectory(settings.run_dir)
+    for index in range(settings.feature_processes if deployment.features.views else 0):
+        program = f"{FEATURES_GROUP}:{index}"
+        plans[program] = plans[program]._replace(socket=str(run_dir.worker_socket(FEATURES_GROUP, index)))
     for model in deployment.models:
         group = group_name(model.name, model.version)
         for slot in range(model.processes):
@@ -134,7 +143,7 @@ def writable_directories(model: DeployedModel) -> list[Path]:
 
 
 def _host_plan(program: str, grant: Grant, abilities: Abilities, *, required: bool) -> SlotPlan:
-    """The front and control: their CPUs and a cgroup to count in, and the host's view, user and network."""
+    """The front, control, the feature service: CPUs and a cgroup to count in; the host's view, user and network."""
     group, _, slot = program.partition(":")
     return plain_plan(program, required=required)._replace(
         cgroup=_cgroup(abilities.tree, group, slot or "0", dataclasses.replace(grant, memory_bytes=0), 0),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from host.config.deployment import Deployment
-from host.config.run_dir import RunDirectory, group_name
+from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
 from host.isolation.cgroups import CgroupError, CgroupTree, Limits, hierarchy_for
 from host.isolation.plan import SlotPlan, ViewPlan, plain_plan, write_plan
@@ -231,6 +231,8 @@ def _make_directories(
     """A directory of sockets for each model version, and what it may write: its user's."""
     groups = {group_name(model.name, model.version): model for model in deployment.models}
     users = user_ids(groups, settings.first_uid)
+    if deployment.features.views:
+        run_dir.group_sockets(FEATURES_GROUP).mkdir(mode=0o700, exist_ok=True)
     for group, model in groups.items():
         run_dir.group_sockets(group).mkdir(mode=0o700, exist_ok=True)
         for path in writable_directories(model) if own_users else ():

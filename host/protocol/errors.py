@@ -91,6 +91,24 @@ class InvalidInput(RequestError):
     code = "INVALID_INPUT"
 
 
+class MissingFeature(RequestError):
+    """A model's input was not given and cannot be fetched: no key, no such entity, a null without a default."""
+
+    code = "MISSING_FEATURE"
+
+
+class UnknownView(RequestError):
+    """No feature view of that name."""
+
+    code = "UNKNOWN_VIEW"
+
+
+class UnknownEntity(RequestError):
+    """The view has no row for the key."""
+
+    code = "UNKNOWN_ENTITY"
+
+
 # -- capacity: come back later ----------------------------------------------------------------------
 class Overloaded(RequestError):
     """Base of refusals that tell the caller when to come back (`Retry-After`, whole seconds)."""
@@ -115,6 +133,12 @@ class ModelNotReady(Overloaded):
     """The model is deployed, but no worker is warm."""
 
     code = "MODEL_NOT_READY"
+
+
+class FeaturesUnavailable(Overloaded):
+    """The store of a view does not answer, the cache has nothing, and the view has no defaults to go on with."""
+
+    code = "FEATURES_UNAVAILABLE"
 
 
 # -- time ---------------------------------------------------------------------------------------------
@@ -164,10 +188,14 @@ HTTP_STATUS: Final[dict[type[RequestError], int]] = {
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     InvalidInput: 422,
+    MissingFeature: 422,
+    UnknownView: 404,
+    UnknownEntity: 404,
     Overloaded: 503,
     QueueFull: 503,
     WouldBeLate: 503,
     ModelNotReady: 503,
+    FeaturesUnavailable: 503,
     DeadlineExceeded: 504,
     ModelFailed: 500,
     InvalidOutput: 500,

@@ -36,7 +36,7 @@ BODY_LIMIT_BYTES: Final = (1 << 32) - 1
 ANSWER_MAX_BYTES: Final = 256 * 1024 * 1024
 """Body of a worker's answer. The worker refuses to send a larger one; on the wire it would cost the connection."""
 
-_KINDS: Final = 4
+_KINDS: Final = 5
 
 
 class Kind(enum.IntEnum):
@@ -47,6 +47,8 @@ class Kind(enum.IntEnum):
     RESPONSE = 3
     GOODBYE = 4
     """From a worker that is stopping: send no more; what was sent is still answered. The front closes."""
+    NOTICE = 5
+    """From the feature service: `messages.Notice`."""
 
 
 class TruncatedFrame(FrameError):

@@ -27,6 +27,10 @@ class Operation(enum.IntEnum):
     """TensorFlow Serving style prediction: `v1`."""
     STATISTICS = 3
     """The worker's counters, answered between two batches: `statistics`."""
+    READ_FEATURES = 4
+    """Rows of a feature view: `features`. For the feature service alone, as are the following."""
+    INVALIDATE_FEATURES = 5
+    """Forget what is cached: `features`."""
 
 
 class Encoding(enum.IntEnum):
@@ -77,6 +81,10 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True):
     """Run in a batch of its own: it was in flight when a worker died."""
     request_id: str = ""
     traceparent: str = ""
+    completed: bool = False
+    """The body is a msgpack document, which the feature service has completed, whatever the client's encoding was."""
+    model: str = ""
+    """For the feature service: the model that the request is for, as `churn.v3`."""
 
 
 class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
@@ -102,10 +110,18 @@ class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
     """What a batch costs before its first row."""
 
 
+class Notice(msgspec.Struct, frozen=True, array_like=True):
+    """What the feature service tells on every connection, after its hello and at every change."""
+
+    unready: dict[str, str]
+    """Models whose features cannot be read, as `churn.v3`, and why."""
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 _decode_request = msgspec.msgpack.Decoder(RequestHead).decode
 _decode_response = msgspec.msgpack.Decoder(ResponseHead).decode
+_decode_notice = msgspec.msgpack.Decoder(Notice).decode
 
 
 class BadHead(FrameError):
@@ -125,6 +141,19 @@ def request_frame(head: RequestHead, body: bytes) -> bytes:
 def response_frame(head: ResponseHead, body: bytes) -> bytes:
     """Encode an answer."""
     return encode_frame(Kind.RESPONSE, _encode(head), body)
+
+
+def notice_frame(notice: Notice) -> bytes:
+    """Encode a notice."""
+    return encode_frame(Kind.NOTICE, _encode(notice))
+
+
+def read_notice(head: bytes) -> Notice:
+    """Decode a notice's head. Raises `BadHead`."""
+    try:
+        return _decode_notice(head)
+    except msgspec.DecodeError as error:
+        raise BadHead(f"notice: {error}") from error
 
 
 def read_hello(head: bytes) -> Hello:

@@ -6,6 +6,8 @@ inotify. A worker that is started without the launcher makes its own.
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Final
 
 SOCKET_VARIABLE: Final = "MODELHOST_SOCKET_FD"
@@ -18,3 +20,13 @@ SOCKET_DRAINED: Final = 0o400
 
 BACKLOG: Final = 128
 """Connections that may wait for `accept`: fronts and control processes are few."""
+
+
+def given_socket() -> socket.socket | None:
+    """The listening socket that the launcher left; what the process runs later sees nothing of it."""
+    descriptor = os.environ.pop(SOCKET_VARIABLE, None)
+    if descriptor is None:
+        return None
+    listener = socket.socket(fileno=int(descriptor))
+    listener.set_inheritable(False)
+    return listener

@@ -32,6 +32,9 @@ DECLARATIONS_MAX: Final = 1024
 _OPENINGS_MAX: Final = 1024
 """Shapes of answers whose document's beginning is remembered."""
 
+FEATURE_STATUS: Final = "feature_status"
+"""The parameter that asks where each fetched feature came from, and of the answer that says so."""
+
 _NO_DATA: Final = msgspec.Raw()
 _ONE_IN_DOCUMENT: Final = ((0, False),)
 _CLOSING: Final = b"}]}"
@@ -86,6 +89,7 @@ class _Answer(msgspec.Struct, omit_defaults=True):
     model_version: str
     outputs: list[_OutputTensor]
     id: str | None = None
+    parameters: Parameters | None = None
 
 
 class InferRequest(msgspec.Struct, frozen=True, eq=False):
@@ -96,6 +100,8 @@ class InferRequest(msgspec.Struct, frozen=True, eq=False):
     """What is asked for: index into the signature's outputs, and whether as binary data."""
     id: str | None = None
     timeout_us: int | None = None
+    feature_status: Parameters | None = None
+    """What the feature service says of the inputs that it fetched, for the answer; None: nobody asked."""
 
 
 class _Declared(msgspec.Struct, frozen=True):
@@ -266,6 +272,7 @@ class InferCodec:
             outputs=self._requested(document.outputs, _flag(parameters, "binary_data_output", False)),
             id=document.id,
             timeout_us=None if timeout is None else _unsigned("parameter timeout (microseconds)", timeout),
+            feature_status=_feature_status(parameters),
         )
 
     def _requested(self, outputs: list[_RequestedOutput] | None, binary_default: bool) -> tuple[tuple[int, bool], ...]:
@@ -301,7 +308,8 @@ class InferCodec:
             else:
                 tensor.data = _document_data(spec, array, as_binary, encoding)
             tensors.append(tensor)
-        answer = _Answer(self._model_name, self._model_version, tensors, request.id)
+        status = None if request.feature_status is None else {FEATURE_STATUS: request.feature_status}
+        answer = _Answer(self._model_name, self._model_version, tensors, request.id, status)
         document = encode_document(answer, encoding)
         tail = b"".join(binary)
         return (document + tail, len(document)) if tail else (document, NO_JSON_HEADER)
@@ -314,7 +322,8 @@ class InferCodec:
         Most answers are the first output in JSON and no more: between two of a shape only the values differ, and
         the batch's values become Python's once for all of its requests.
         """
-        if encoding is Encoding.JSON and request.id is None and request.outputs == _ONE_IN_DOCUMENT:
+        is_plain = request.id is None and request.feature_status is None
+        if encoding is Encoding.JSON and is_plain and request.outputs == _ONE_IN_DOCUMENT:
             values = outputs.first_values(start, end)
             if values is not None:
                 shape = (end - start, outputs.first_inner)
@@ -372,6 +381,12 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise Malformed(f"parameter {name}: expected true or false, received {value!r}")
     return value
+
+
+def _feature_status(parameters: Parameters) -> Parameters | None:
+    """`true` asks where features came from; the feature service puts its answer there, and nothing was fetched else."""
+    status = parameters.get(FEATURE_STATUS)
+    return status if isinstance(status, dict) else {} if _flag(parameters, FEATURE_STATUS, False) else None
 
 
 def _explain_document(body: bytes, encoding: Encoding, error: Exception) -> NoReturn:

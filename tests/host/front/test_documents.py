@@ -72,7 +72,7 @@ def test_statistics_of_workers_are_added_together() -> None:
 
 
 def test_repository_index_can_leave_out_what_is_not_ready() -> None:
-    models = [(deployed("a"), True), (deployed("b"), False)]
+    models = [(deployed("a"), None), (deployed("b"), "no worker is ready")]
     assert [entry["state"] for entry in documents.repository_index(models, only_ready=False)] == [
         "READY",
         "UNAVAILABLE",

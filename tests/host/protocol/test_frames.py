@@ -97,8 +97,8 @@ def test_head_of_the_largest_size_is_taken() -> None:
         ((b"HT", VERSION, 1, 0, 0), BadFrame, "expected it to begin with b'MH', received b'HT'"),
         ((b"MH", VERSION + 1, 1, 0, 0), UnknownFrameVersion, f"expected {VERSION}, received {VERSION + 1}"),
         ((b"MH", 0, 1, 0, 0), UnknownFrameVersion, "received 0"),
-        ((b"MH", VERSION, 0, 0, 0), BadFrame, "expected 1 to 4, received 0"),
-        ((b"MH", VERSION, 5, 0, 0), BadFrame, "expected 1 to 4, received 5"),
+        ((b"MH", VERSION, 0, 0, 0), BadFrame, "expected 1 to 5, received 0"),
+        ((b"MH", VERSION, 6, 0, 0), BadFrame, "expected 1 to 5, received 6"),
     ],
 )
 def test_what_is_no_frame_has_a_named_error(

@@ -35,7 +35,7 @@ HELLO = Hello(
     slot=1,
     pid=42,
     platform="python",
-    signature=Signature((TensorSpec("x", "FP64", (-1, 2)),), (TensorSpec("y", "BYTES", (-1,), None),)),
+    signature=Signature((TensorSpec("x", "FP64", (-1, 2)),), (TensorSpec("y", "BYTES", (-1,)),)),
     limits=Limits(max_queue=5),
 )
 
