@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,9 +127,9 @@ class Cache:
             self._dead = 0
         return True
 
-    def keys(self) -> list[Hashable]:
-        """Every key."""
-        return list(self._entries)
+    def __iter__(self) -> Iterator[Hashable]:
+        """Every key; the cache may change meanwhile."""
+        return iter(list(self._entries))
 
     def _count(self, entry: Entry, more_bytes: int) -> None:
         self.size_bytes += more_bytes

@@ -214,7 +214,7 @@ class Entities:
         self._reads.clear()
         if key is not None:
             return int(self._cache.remove((self._place, key)))
-        ours = [one for one in self._cache.keys() if isinstance(one, tuple) and one[0] == self._place]  # noqa: SIM118
+        ours = [one for one in self._cache if isinstance(one, tuple) and one[0] == self._place]
         return sum(self._cache.remove(one) for one in ours)
 
     async def close(self) -> None:
