@@ -16,7 +16,6 @@ from feature_io.entities import Entities
 from feature_io.stores import BadRow, Key, Row, StoreBusy, StoreUnavailable
 from host.config.features import FeatureColumn, FeatureView, KeyColumn
 
-
 TURNS_MAX = 10_000
 
 
