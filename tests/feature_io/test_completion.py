@@ -222,7 +222,11 @@ def test_a_key_that_nothing_needs_is_taken_out() -> None:
 def user(data: Any, shape: list[int] | None = None, datatype: str = "INT64") -> list[dict[str, Any]]:
     rows = len(data) if isinstance(data, list) else 1
     days = tensor("weekday", "BYTES", ["monday"] * rows)
-    return [x(rows), {"name": "user_id", "datatype": datatype, "shape": shape or [rows], "data": data}, days]
+    return [
+        x(rows),
+        {"name": "user_id", "datatype": datatype, "shape": [rows] if shape is None else shape, "data": data},
+        days,
+    ]
 
 
 @pytest.mark.parametrize(
