@@ -243,8 +243,10 @@ seed_provider:
         return self.log.read_text(errors="replace")[-6000:]
 
     def freeze(self) -> None:
-        """SIGSTOP: its connections stay open, and nothing answers."""
+        """SIGSTOP, and wait until every thread has stopped: connections stay open, and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        until(lambda: all(_is_stopped(path) for path in threads.glob("*/stat")), "the node is frozen")
 
     def thaw(self) -> None:
         """SIGCONT."""
@@ -331,6 +333,14 @@ class CassandraNodes:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _is_stopped(path: Path) -> bool:
+    """Whether a thread is, by its `stat` in /proc: the state stands behind the name in parentheses."""
+    try:
+        return path.read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _free_ports(addresses: Iterable[str], count: int) -> list[int]:
