@@ -69,6 +69,17 @@ def unpack(column: FeatureColumn, data: bytes) -> Any:
     return _nested(items, column.shape)[0]
 
 
+def unpack_flat(column: FeatureColumn, data: bytes) -> list[Any]:
+    """A list's values, flat, as a store's `Row` has them. Raises `ValueError` for other counts."""
+    size = ITEM_BYTES[column.datatype]
+    if size is not None and len(data) != size * column.items:
+        raise ValueError(f"expected {size * column.items} bytes, received {len(data)}")
+    items = _items(column.datatype, data)
+    if len(items) != column.items:
+        raise ValueError(f"expected {column.items} values, received {len(items)}")
+    return items
+
+
 def check_values(column: FeatureColumn, values: Sequence[object]) -> None:
     """Check a whole column of raw values, nulls among them, at C's speed. Raises `BadRow` for the first bad one."""
     if not _all_fit(column, values):
