@@ -45,7 +45,7 @@ class ViewReader(Protocol):
     async def read(self, key: Key, timeout_s: float) -> Row | None:
         """One entity's row, or None if it is not there.
 
-        Raises `StoreUnavailable` (after `timeout_s` at the latest, and `StoreBusy` at once), `BadRow`. May be cancelled.
+        Raises `StoreUnavailable` (after `timeout_s` at the latest; `StoreBusy` at once), `BadRow`. May be cancelled.
         """
         ...
 

@@ -33,6 +33,9 @@ FRONT_READY_S: Final = 10.0
 SHUTDOWN_S: Final = 5.0
 LOG_LINES: Final = 15
 
+READY_PATH: Final = "/v2/health/ready"
+LIVE_PATH: Final = "/v2/health/live"
+
 _LOOK_S: Final = 0.1
 """While starting and stopping, supervisord is asked so often; in between it is not asked at all."""
 
@@ -144,7 +147,9 @@ class RunningHost:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-        await self._until_front_ready()
+        for group, reason in probe.unready.items():
+            self._report(f"{group} cannot be served: {reason}")
+        await self._until_front_ready(READY_PATH if not probe.unready else LIVE_PATH)
 
     async def _until_supervised(self) -> None:
         deadline = time.monotonic() + SUPERVISOR_START_S
@@ -187,14 +192,17 @@ class RunningHost:
             except TimeoutError:
                 pass
 
-    async def _until_front_ready(self) -> None:
-        """Wait until every front listens, and whichever answers says that all models are ready."""
+    async def _until_front_ready(self, path: str) -> None:
+        """Wait until every front listens, and whichever answers says that all models are ready.
+
+        Or only that it lives: a model whose features cannot be read does not keep the others from being served.
+        """
         settings = self._plan.settings
         deadline = time.monotonic() + FRONT_READY_S
         answers = 0
         while answers < 2 * settings.fronts:
             listening = len(listening_inodes(settings.port)) >= settings.fronts
-            if listening and await is_front_ready(settings.address, settings.port):
+            if listening and await is_front_ready(settings.address, settings.port, path=path):
                 answers += 1
                 continue
             answers = 0
@@ -296,13 +304,13 @@ class RunningHost:
             await asyncio.sleep(_LOOK_S / 2)
 
 
-async def is_front_ready(address: str, port: int, timeout_s: float = 1.0) -> bool:
+async def is_front_ready(address: str, port: int, timeout_s: float = 1.0, path: str = READY_PATH) -> bool:
     """Ask `GET /v2/health/ready` on a connection of its own."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(local_address(address), port)
             try:
-                writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
                 return (await reader.readline()).split(b" ")[1:2] == [b"200"]
             finally:
                 writer.close()

@@ -151,9 +151,10 @@ class Handler:
         """Rows of feature views: asked of the feature service, with its cache and its limits."""
         headers = request.headers
         deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), _DEFAULT_TIMEOUT_MS)
-        body = b""
+        body, held = encode_document({"view": route.view, "path": route.key}, encoding), 0
         if route.endpoint is Endpoint.V1_FEATURES_BATCH:
             body = await read_body(request, self._max_body_bytes, self._budget, None, deadline_ns)
+            held = len(body)
         try:
             waiting = _Waiting()
             call = Call(
@@ -162,7 +163,7 @@ class Handler:
                 deadline_ns=deadline_ns,
                 size_bytes=len(body),
                 operation=Operation.READ_FEATURES,
-                body=body or encode_document({"view": route.view, "path": route.key}, encoding),
+                body=body,
                 received_ns=received_ns,
                 encoding=encoding,
                 accept=answer_encoding(headers.get("Accept", ""), encoding),
@@ -170,7 +171,7 @@ class Handler:
             )
             head, answer = await self._result(call, waiting)
         finally:
-            self._budget.give_back(len(body), None)
+            self._budget.give_back(held, None)
         return await _answer_response(request, request_id, head, answer)
 
     async def _result(self, call: Call, waiting: _Waiting) -> Result:

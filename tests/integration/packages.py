@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-Tensor = tuple[str, str, list[int]]
+Tensor = tuple[str, str, list[int]] | tuple[str, str, list[int], list[str]]
 
 TEXTS = '''
 import numpy as np
@@ -103,8 +103,9 @@ def write_package(
     directory.mkdir(parents=True)
     lines = ['runtime = "python"']
     for key, specs in (("inputs", inputs), ("outputs", outputs)):
-        for tensor, datatype, shape in specs:
+        for tensor, datatype, shape, *feature in specs:
             lines += [f"[[{key}]]", f'name = "{tensor}"', f'datatype = "{datatype}"', f"shape = {shape}"]
+            lines += [f"feature = {json.dumps(names)}" for names in feature]
     for table, values in {"scale": {"processes": processes}, "limits": limits or {}, **tables}.items():
         # A JSON value of these kinds is a TOML value too.
         lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]

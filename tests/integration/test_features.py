@@ -1,0 +1,211 @@
+"""Features through the whole host: front, feature process, SQLite, worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from features import USERS, user_row, write_echo, write_features, write_plain
+from hosts import RunningHost, tensors, until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
+    """Give a host for the tests that only ask."""
+    repository = tmp_path_factory.mktemp("repository")
+    write_echo(repository)
+    write_plain(repository)
+    features = write_features(repository)
+    with RunningHost(repository, settings={"features": features}) as running:
+        running.start()
+        yield running
+
+
+def ask(*users: int, **more: Any) -> dict[str, Any]:
+    rows = len(users)
+    inputs = tensors(x=("FP64", [rows, 1], [1.0] * rows), user_id=("INT64", [rows], list(users)))
+    return inputs | more
+
+
+def expected(*users: int) -> list[list[float]]:
+    return [list(user_row(user)) for user in users]
+
+
+def outputs(answer: Any) -> dict[str, Any]:
+    assert answer.status == 200, answer.body
+    return {one["name"]: np.array(one["data"]).reshape(one["shape"]) for one in answer.document["outputs"]}
+
+
+def test_fetched_is_as_given(host: RunningHost) -> None:
+    users = [3, 1, 4, 1, 5]
+    fetched = outputs(host.infer("echo", ask(*users)))
+    rows = [value for row in expected(*users) for value in row]
+    given = outputs(host.infer("echo", tensors(x=("FP64", [5, 1], [1.0] * 5), stats=("FP64", [5, 2], rows))))
+    for name, value in given.items():
+        np.testing.assert_array_equal(fetched[name], value)
+
+
+def test_each_way_of_asking_gives_the_same(host: RunningHost) -> None:
+    want = outputs(host.infer("echo", ask(7)))["y"]
+    packed = msgpack.packb(ask(7))
+    answer = host.call("POST", "/v2/models/echo/infer", packed, {"Content-Type": "application/msgpack"})
+    assert answer.status == 200
+    assert msgpack.unpackb(answer.body)["outputs"][0]["data"] == want.ravel().tolist()
+    v1 = {"instances": [{"x": 1.0, "user_id": 7}]}
+    answer = host.call("POST", "/v1/models/echo:predict", json.dumps(v1).encode(), {"Content-Type": "application/json"})
+    assert answer.document["predictions"][0]["y"] == want.ravel().tolist()
+
+
+def test_status_says_where_from(host: RunningHost) -> None:
+    user = USERS - 1
+    seen = [
+        host.infer("echo", ask(user, USERS + 5, parameters={"feature_status": True})).document["parameters"]
+        for _ in range(2)
+    ]
+    assert seen == [
+        {"feature_status": {"users.karma": [first, "missing"], "users.age": [first, "missing"]}}
+        for first in ("present", "cached")
+    ]
+
+
+def test_without_features_status_is_empty(host: RunningHost) -> None:
+    request = tensors(x=("FP64", [1, 1], [1.0])) | {"parameters": {"feature_status": True}}
+    assert host.infer("plain", request).document["parameters"] == {"feature_status": {}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "words"),
+    [
+        (tensors(x=("FP64", [1, 1], [1.0])), 422, "MISSING_FEATURE", "'user_id', by which it is fetched"),
+        (ask(1) | {"inputs": []}, 422, "MISSING_FEATURE", "'stats' is missing"),
+        (
+            tensors(x=("FP64", [1, 1], [1.0]), user_id=("BYTES", [1], ["1"])),
+            422,
+            "INVALID_INPUT",
+            "expected datatype INT64, received BYTES",
+        ),
+        (
+            tensors(x=("FP64", [2, 1], [1.0, 2.0]), user_id=("INT64", [1], [1])),
+            422,
+            "INVALID_INPUT",
+            "expected 2 rows",
+        ),
+        (tensors(x=("FP64", [1, 1], ["a"]), user_id=("INT64", [1], [1])), 422, "INVALID_INPUT", "'x'"),
+        (tensors(z=("FP64", [1, 1], [1.0]), user_id=("INT64", [1], [1])), 422, "INVALID_INPUT", "unknown input 'z'"),
+        ({"inputs": 5}, 400, "MALFORMED", "inputs"),
+    ],
+)
+def test_what_is_wrong_is_said(host: RunningHost, request_: dict[str, Any], status: int, code: str, words: str) -> None:
+    answer = host.infer("echo", request_)
+    assert answer.error == (status, code), answer.body
+    assert words in answer.document["error"]
+    assert outputs(host.infer("echo", ask(1)))["y"].shape == (1, 1)
+
+
+def test_metadata_says_what_is_fetched_and_by_what(host: RunningHost) -> None:
+    document = host.call("GET", "/v2/models/echo").document
+    assert document["inputs"][1]["parameters"] == {
+        "features": ["users.karma", "users.age"],
+        "keys": [{"name": "user_id", "datatype": "INT64"}],
+    }
+
+
+def test_features_for_other_clients(host: RunningHost) -> None:
+    one = host.call("GET", "/v1/features/users/12")
+    assert one.status == 200
+    assert one.document["features"] == dict(zip(("karma", "age"), user_row(12), strict=True))
+    assert host.call("GET", "/v1/features").document["views"][0]["name"] == "users"
+    body = json.dumps({"views": [{"view": "users", "keys": [12, USERS + 1], "columns": ["age"]}]}).encode()
+    batch = host.call("POST", "/v1/features:batch", body, {"Content-Type": "application/json"})
+    assert batch.document == {
+        "views": [
+            {
+                "view": "users",
+                "rows": [
+                    {"key": {"user_id": 12}, "status": "cached", "features": {"age": user_row(12)[1]}},
+                    {"key": {"user_id": USERS + 1}, "status": "missing", "features": None},
+                ],
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/features/users/999999", 404, "UNKNOWN_ENTITY"),
+        ("/v1/features/nobody/1", 404, "UNKNOWN_VIEW"),
+        ("/v1/features/users/abc", 422, "INVALID_INPUT"),
+        ("/v1/features/users/1/2", 422, "INVALID_INPUT"),
+        ("/v1/features/users", 404, "NOT_FOUND"),
+        ("/v1/features/users/" + "9" * 400, 422, "INVALID_INPUT"),
+    ],
+)
+def test_wrong_paths_of_features(host: RunningHost, path: str, status: int, code: str) -> None:
+    assert host.call("GET", path).error == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "MALFORMED"),
+        (b"[]", 400, "MALFORMED"),
+        (b'{"views": []}', 422, "INVALID_INPUT"),
+        (b'{"views": [{"view": "nobody", "keys": [1]}]}', 404, "UNKNOWN_VIEW"),
+        (b'{"views": [{"view": "users", "keys": [[1, 2]]}]}', 422, "INVALID_INPUT"),
+        (b'{"views": [{"view": "users", "keys": [1], "columns": ["nothing"]}]}', 422, "INVALID_INPUT"),
+        (b'{"views": [{"view": "users", "keys": [1]}], "more": 1}', 400, "MALFORMED"),
+    ],
+)
+def test_wrong_batches_of_features(host: RunningHost, body: bytes, status: int, code: str) -> None:
+    answer = host.call("POST", "/v1/features:batch", body, {"Content-Type": "application/json"})
+    assert answer.error == (status, code), answer.body
+
+
+def test_status_shows_the_feature_process(host: RunningHost) -> None:
+    slot = host.slot("features:0")
+    assert (slot.state, slot.ready) == ("RUNNING", True)
+    assert host.status().ready
+
+
+def test_a_view_that_does_not_fit_its_table_keeps_its_model_from_being_ready(
+    repository: Path, make_host: Callable[..., RunningHost]
+) -> None:
+    write_echo(repository)
+    write_plain(repository)
+    features = write_features(repository)
+    features.write_text(features.read_text().replace('name = "karma"', 'name = "charm"'))
+    for model in repository.glob("echo/*/model.toml"):
+        model.write_text(model.read_text().replace("users.karma", "users.charm"))
+    host = make_host(repository, settings={"features": features})
+    host.start()
+    answer = host.infer("echo", ask(1))
+    assert answer.error == (503, "MODEL_NOT_READY")
+    assert "charm" in answer.document["error"]
+    assert host.call("GET", "/v2/models/echo/ready").status == 503
+    assert host.call("GET", "/v2/models/plain/ready").status == 200
+    assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
+    [echo] = [model for model in host.status().models if model.name == "echo"]
+    assert "charm" in echo.reason
+
+
+def test_a_killed_feature_process_is_back_and_hurts_nobody_else(
+    repository: Path, make_host: Callable[..., RunningHost]
+) -> None:
+    write_echo(repository)
+    write_plain(repository)
+    host = make_host(repository, settings={"features": write_features(repository)})
+    host.start()
+    host.infer("echo", ask(1))
+    host.kill(host.slot("features:0").pid)
+    answer = host.infer("echo", ask(1))
+    assert answer.status == 200 or (answer.status, "retry-after" in answer.headers) == (503, True)
+    assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
+    until(lambda: host.infer("echo", ask(1)).status == 200, "features are back", 5)
