@@ -74,9 +74,11 @@ class CassandraFeatureStore:
                     async with self._slots:
                         try:
                             await self._driver.execute(statement, values, timeout_s)
-                        except Refused as error:
+                        except DriverError as error:
+                            # The table may be another one by now: the next write looks at it.
                             self._writers.pop(view.name, None)
-                            raise BadRow(f"{self._place(view, key)}: {error}") from error
+                            kind = BadRow if isinstance(error, Refused) else StoreUnavailable
+                            raise kind(f"{self._place(view, key)}: {error}") from error
 
             await _all(*(work() for _ in range(min(len(rows), WRITES, self.config.concurrency))))
 
