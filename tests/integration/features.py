@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hosts import Host, tensors
 from packages import write_package
 
+from feature_io.client import ask_all
 from feature_io.stores import Key, Row, make_store
 from host.config.features import Features, read_features
+from host.protocol.messages import Operation
 
 ECHO = """
 import numpy as np
@@ -116,3 +120,17 @@ def write_plain(repository: Path, name: str = "plain") -> Path:
         outputs=[("y", "FP64", [-1, 1])],
         resources={"memory": "256MiB"},
     )
+
+
+def counters(host: Host) -> dict[str, int]:
+    """What the feature processes of a host counted for the view `users`, added up."""
+    total: Counter[str] = Counter()
+    for answer in ask_all(host.run_dir.root, Operation.STATISTICS, b""):
+        total.update(answer["views"]["users"])
+    return total
+
+
+def ask_for(*users: int, **more: Any) -> dict[str, Any]:
+    """A request of the model `echo` for these users, a row each."""
+    rows = len(users)
+    return tensors(x=("FP64", [rows, 1], [1.0] * rows), user_id=("INT64", [rows], list(users))) | more

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
-from features import USERS, user_row, write_echo, write_features, write_plain
-from hosts import RunningHost, tensors, until
+from features import USERS, ask_for, counters, user_row, write_echo, write_features, write_plain
+from hosts import RunningHost, parsed_answers, tensors, until
+
+from feature_io.client import ask_all
+from host.protocol.messages import Operation
 
 pytestmark = pytest.mark.integration
 
@@ -28,12 +33,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
         yield running
 
 
-def ask(*users: int, **more: Any) -> dict[str, Any]:
-    rows = len(users)
-    inputs = tensors(x=("FP64", [rows, 1], [1.0] * rows), user_id=("INT64", [rows], list(users)))
-    return inputs | more
-
-
 def expected(*users: int) -> list[list[float]]:
     return [list(user_row(user)) for user in users]
 
@@ -45,7 +44,7 @@ def outputs(answer: Any) -> dict[str, Any]:
 
 def test_fetched_is_as_given(host: RunningHost) -> None:
     users = [3, 1, 4, 1, 5]
-    fetched = outputs(host.infer("echo", ask(*users)))
+    fetched = outputs(host.infer("echo", ask_for(*users)))
     rows = [value for row in expected(*users) for value in row]
     given = outputs(host.infer("echo", tensors(x=("FP64", [5, 1], [1.0] * 5), stats=("FP64", [5, 2], rows))))
     for name, value in given.items():
@@ -53,8 +52,8 @@ def test_fetched_is_as_given(host: RunningHost) -> None:
 
 
 def test_each_way_of_asking_gives_the_same(host: RunningHost) -> None:
-    want = outputs(host.infer("echo", ask(7)))["y"]
-    packed = msgpack.packb(ask(7))
+    want = outputs(host.infer("echo", ask_for(7)))["y"]
+    packed = msgpack.packb(ask_for(7))
     answer = host.call("POST", "/v2/models/echo/infer", packed, {"Content-Type": "application/msgpack"})
     assert answer.status == 200
     assert msgpack.unpackb(answer.body)["outputs"][0]["data"] == want.ravel().tolist()
@@ -66,13 +65,58 @@ def test_each_way_of_asking_gives_the_same(host: RunningHost) -> None:
 def test_status_says_where_from(host: RunningHost) -> None:
     user = USERS - 1
     seen = [
-        host.infer("echo", ask(user, USERS + 5, parameters={"feature_status": True})).document["parameters"]
+        host.infer("echo", ask_for(user, USERS + 5, parameters={"feature_status": True})).document["parameters"]
         for _ in range(2)
     ]
     assert seen == [
         {"feature_status": {"users.karma": [first, "missing"], "users.age": [first, "missing"]}}
         for first in ("present", "cached")
     ]
+
+
+def test_a_thousand_requests_at_once_for_one_cold_key_are_one_query(host: RunningHost) -> None:
+    user = USERS - 3
+    before = counters(host)
+    body = json.dumps(ask_for(user)).encode()
+    head = f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    # Pipelined on many connections: all are there before the first is answered.
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.create_connection(("127.0.0.1", host.port))) for _ in range(50)]
+        for sock in sockets:
+            sock.settimeout(20)
+            sock.sendall((head + body) * 20)
+        answers = []
+        for sock in sockets:
+            data = b""
+            while data.count(b"HTTP/1.1 ") < 20 or not data.endswith(b"}]}"):
+                data += sock.recv(1 << 16)
+            answers += parsed_answers(data)
+    assert [answer.status for answer in answers] == [200] * 1000
+    after = counters(host)
+    assert after["queries"] - before["queries"] == 1
+
+
+def test_a_batch_reads_each_key_once(host: RunningHost) -> None:
+    users = [USERS - 30 + number % 10 for number in range(64)]
+    before = counters(host)
+    got = outputs(host.infer("echo", ask_for(*users)))
+    np.testing.assert_array_equal(got["stats_back"], expected(*users))
+    after = counters(host)
+    assert after["queries"] - before["queries"] == 10
+
+
+def test_what_was_forgotten_is_read_again(host: RunningHost) -> None:
+    user = USERS - 50
+    asking = ask_for(user, parameters={"feature_status": True})
+
+    def source() -> str:
+        return str(host.infer("echo", asking).document["parameters"]["feature_status"]["users.karma"][0])
+
+    seen = [source(), source()]
+    body = json.dumps({"view": "users", "path": [str(user)]}).encode()
+    [forgotten] = ask_all(host.run_dir.root, Operation.INVALIDATE_FEATURES, body)
+    assert forgotten == {"forgotten": {"users": 1}}
+    assert [*seen, source()] == ["present", "cached", "present"]
 
 
 def test_without_features_status_is_empty(host: RunningHost) -> None:
@@ -84,7 +128,7 @@ def test_without_features_status_is_empty(host: RunningHost) -> None:
     ("request_", "status", "code", "words"),
     [
         (tensors(x=("FP64", [1, 1], [1.0])), 422, "MISSING_FEATURE", "'user_id', by which it is fetched"),
-        (ask(1) | {"inputs": []}, 422, "MISSING_FEATURE", "'stats' is missing"),
+        (ask_for(1) | {"inputs": []}, 422, "MISSING_FEATURE", "'stats' is missing"),
         (
             tensors(x=("FP64", [1, 1], [1.0]), user_id=("BYTES", [1], ["1"])),
             422,
@@ -106,7 +150,7 @@ def test_what_is_wrong_is_said(host: RunningHost, request_: dict[str, Any], stat
     answer = host.infer("echo", request_)
     assert answer.error == (status, code), answer.body
     assert words in answer.document["error"]
-    assert outputs(host.infer("echo", ask(1)))["y"].shape == (1, 1)
+    assert outputs(host.infer("echo", ask_for(1)))["y"].shape == (1, 1)
 
 
 def test_metadata_says_what_is_fetched_and_by_what(host: RunningHost) -> None:
@@ -186,7 +230,7 @@ def test_a_view_that_does_not_fit_its_table_keeps_its_model_from_being_ready(
         model.write_text(model.read_text().replace("users.karma", "users.charm"))
     host = make_host(repository, settings={"features": features})
     host.start()
-    answer = host.infer("echo", ask(1))
+    answer = host.infer("echo", ask_for(1))
     assert answer.error == (503, "MODEL_NOT_READY")
     assert "charm" in answer.document["error"]
     assert host.call("GET", "/v2/models/echo/ready").status == 503
@@ -203,9 +247,9 @@ def test_a_killed_feature_process_is_back_and_hurts_nobody_else(
     write_plain(repository)
     host = make_host(repository, settings={"features": write_features(repository)})
     host.start()
-    host.infer("echo", ask(1))
+    host.infer("echo", ask_for(1))
     host.kill(host.slot("features:0").pid)
-    answer = host.infer("echo", ask(1))
+    answer = host.infer("echo", ask_for(1))
     assert answer.status == 200 or (answer.status, "retry-after" in answer.headers) == (503, True)
     assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
-    until(lambda: host.infer("echo", ask(1)).status == 200, "features are back", 5)
+    until(lambda: host.infer("echo", ask_for(1)).status == 200, "features are back", 5)
