@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
 from feature_io.service import FeatureService
 from feature_io.stores import Store, make_store
@@ -24,12 +24,6 @@ from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_READY, given_s
 from host.protocol.types import Signature
 
 logger = logging.getLogger("modelhost.features")
-
-AT_ONCE: Final = 2048
-"""Requests that one front may have here; the rest waits there, where it can still expire."""
-QUEUE_MAX: Final = 8192
-_HALF: Final = 2
-"""A front gives two batches ahead, and here a batch is half of what may be here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +61,7 @@ async def serve_features(
         pid=pid,
         platform="modelhost_features",
         signature=Signature((), ()),
-        limits=Limits(max_batch_rows=AT_ONCE // _HALF, max_queue=QUEUE_MAX),
+        limits=Limits(),
     )
     try:
         await service.start()

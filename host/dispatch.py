@@ -325,7 +325,9 @@ class Dispatcher:
         late = [pending for pending in self.pending.values() if pending.deadline_ns <= now_ns]
         actions: list[Action] = []
         for pending in late:
-            where = "waiting in the queue" if pending.worker is None else "waiting for the worker"
+            _, version = pending.pool
+            answerer = "the worker" if version else self.pools[pending.pool].label
+            where = "waiting in the queue" if pending.worker is None else f"waiting for {answerer}"
             self._forget(pending.sequence)
             self.counters.expired += 1
             actions.append(Refuse(pending, DeadlineExceeded(f"deadline passed while {where}")))

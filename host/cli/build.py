@@ -93,7 +93,9 @@ def _needs(settings: HostSettings, models: Sequence[str]) -> list[Labelled]:
     named = [model for model in models if "/" not in model]
     directories = [Path(model).absolute() for model in models if "/" in model]
     if named or not models:
-        deployed = load_deployment(settings.repository, settings.deployment, settings.environments).models
+        deployed = load_deployment(
+            settings.repository, settings.deployment, settings.environments, settings.features
+        ).models
         known = list(dict.fromkeys(model.name for model in deployed))
         unknown = [name for name in named if name not in known]
         if unknown:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from host.cli.options import load, settings_options
-from host.config.settings import CONFIG_FILE, load_settings
+from host.config.settings import CONFIG_FILE, DEPLOYMENT_FILE, FEATURES_FILE, load_settings
 from host.protocol.errors import ConfigError
 from host.protocol.package import MODEL_FILE, read_package, read_toml
 
@@ -32,8 +32,8 @@ class Checked:
 def command(paths: Sequence[str], as_json: bool, config_file: str | None, **flags: str | None) -> int:
     """Check model packages and configuration; say everything that is wrong, with file, key and what was expected.
 
-    PATH is a package (NAME/VERSION), a model or a repository of packages, a modelhost.toml or a deployment.toml;
-    without one: everything that up would use. Ends with 2 if something is wrong.
+    PATH is a package (NAME/VERSION), a model or a repository of packages, a modelhost.toml, a deployment.toml or a
+    features.toml; without one: everything that up would use. Ends with 2 if something is wrong.
     """
     from host.cli.printing import print_json
 
@@ -69,7 +69,10 @@ def check_path(path: Path) -> Checked:
             if path.name == MODEL_FILE:
                 kind = "package"
                 read_package(path.absolute().parent)
-            elif _is_deployment(path):
+            elif _has(path, FEATURES_FILE, "views"):
+                kind = "features"
+                _read_features(path)
+            elif _has(path, DEPLOYMENT_FILE, "models"):
                 kind = "deployment"
                 _check_deployment(path)
             else:
@@ -113,13 +116,20 @@ def _is_package(path: Path) -> bool:
     return path.is_dir() and any(path.iterdir()) and not any(child.is_dir() for child in path.iterdir())
 
 
-def _is_deployment(path: Path) -> bool:
+def _has(path: Path, name: str, key: str) -> bool:
+    """Whether a file has the name of its kind, or what every file of that kind holds."""
     if path.name == CONFIG_FILE:
         return False
     try:
-        return path.name == "deployment.toml" or "models" in read_toml(path)
+        return path.name == name or key in read_toml(path)
     except ConfigError:
         return False
+
+
+def _read_features(path: Path) -> None:
+    from host.config.features import read_features
+
+    read_features(path.absolute())
 
 
 def _check_deployment(path: Path) -> None:
@@ -128,7 +138,8 @@ def _check_deployment(path: Path) -> None:
 
     beside = path.absolute().parent / CONFIG_FILE
     settings = load_settings(beside if beside.is_file() else None, {}, _without_settings(), path.absolute().parent)
-    load_deployment(settings.settings.repository, path.absolute(), settings.settings.environments)
+    values = settings.settings
+    load_deployment(values.repository, path.absolute(), values.environments, values.features)
 
 
 def _without_settings() -> dict[str, str]:

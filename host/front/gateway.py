@@ -79,6 +79,10 @@ Result = tuple[ResponseHead, bytes]
 FEATURES_POOL: Final = (FEATURES_GROUP, "")
 """The feature processes are workers too: one pool, with its own queue, retries and deadlines."""
 
+FEATURES_LIMITS: Final = Limits(max_batch_rows=1024, max_queue=8192)
+"""A feature process has at most two "batches" of requests at once (`dispatch.AHEAD_BATCHES`); the rest waits here,
+where it can still expire."""
+
 
 class Gateway:
     """Runs calls on workers. Implements `LinkOwner`; everything happens on one event loop."""
@@ -90,7 +94,7 @@ class Gateway:
         """Models with inputs that can be fetched, with their groups."""
         self._unready: dict[int, dict[str, str]] = {}
         """Feature process -> models that it cannot serve, by group, and why."""
-        self.dispatcher.declare(FEATURES_POOL, Limits(), "the feature service")
+        self.dispatcher.declare(FEATURES_POOL, FEATURES_LIMITS, "the feature service")
         for model in models:
             key = (model.name, model.version)
             self.dispatcher.declare(key, model.limits)
