@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "logs": ("host.cli.logs", "Show the logs of the host's processes."),
     "check": ("host.cli.check", "Say everything that is wrong with packages and configuration."),
     "build": ("host.cli.build", "Make the environments that models ask for, before they run."),
+    "features": ("host.cli.features", "Load features into their stores, read and compare them."),
     "new": ("host.cli.new", "Write a model package to start from."),
     "try": ("host.cli.try_package", "Run one package in a real worker, without a host."),
     "config": ("host.cli.config", "Show every setting and where it came from."),
