@@ -245,12 +245,10 @@ def test_a_killed_feature_process_under_load(
         for number in range(3):
             slot = f"features:{number % processes}"
             pid = host.slot(slot).pid
-            killed_s = time.monotonic()
             host.kill(pid)
             until(lambda: host.slot(slot).ready and host.slot(slot).pid != pid, "the process is back", 20)  # noqa: B023
             load.forget()
             until(lambda: load.counted().get("cached", {}).get("cached", 0) >= 10, "features are read again", 20)
-            print(f"{processes} processes: back after {time.monotonic() - killed_s:.2f} s")
         assert_in_time(load)
     total = load.total
     assert set(total["plain"]) == {"200"}, total
