@@ -1,6 +1,8 @@
 """What happens past the limits: overload, neighbours that flood, leak or burn, workers that are killed. One run.
 
-    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight
+And what fetched features cost.
+
+    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight features
 
 Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
 neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
@@ -31,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import neighbours, report
+from benchmarks import features, neighbours, report
 from benchmarks.bench import cancer_rows
 from benchmarks.openloop import open_loop, post, quantile
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
@@ -254,6 +256,7 @@ SCENARIOS: dict[str, Callable[[float], dict[str, Any]]] = {
     "leak": partial(neighbours.leak, say=say),
     "burn": partial(neighbours.burn, say=say),
     "weight": partial(neighbours.weight, say=say),
+    "features": partial(features.cached, say=say),
 }
 
 

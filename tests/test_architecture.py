@@ -10,6 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = (
+    "feature_io/access.py",
+    "feature_io/breaker.py",
+    "feature_io/cache.py",
+    "feature_io/completion.py",
+    "feature_io/loading/pace.py",
+    "feature_io/plan.py",
+    "feature_io/stores/cql.py",
+    "feature_io/values.py",
     "host/control/compare.py",
     "host/control/events.py",
     "host/control/status.py",
@@ -61,6 +69,17 @@ def test_config_imports_only_the_protocol(path: Path) -> None:
 @pytest.mark.parametrize("path", modules("supervisor_conf"), ids=str)
 def test_rendering_imports_only_what_it_renders(path: Path) -> None:
     assert ours(path) <= {"host.protocol", "host.config", "supervisor_conf"}
+
+
+@pytest.mark.parametrize("path", modules("feature_io"), ids=str)
+def test_feature_service_imports_only_itself_the_protocol_and_the_configuration(path: Path) -> None:
+    assert ours(path) <= {"host.protocol", "host.config", "feature_io"}
+
+
+@pytest.mark.parametrize("path", modules("feature_io"), ids=str)
+def test_only_its_adapter_imports_a_driver(path: Path) -> None:
+    drivers = {"aiocassandra", "cassandra", "acsylla"} & {module.split(".")[0] for module in imported(path)}
+    assert not drivers or path.parent.name == "drivers"
 
 
 @pytest.mark.parametrize("path", modules("models"), ids=str)
