@@ -200,7 +200,8 @@ def _csv(lines: _Lines) -> Iterator[list[str]]:
 
 def _csv_problem(error: csv.Error, first: int, last: int) -> str:
     where = "" if first == last else f" (up to line {last}, which is left out too)"
-    return f"expected comma-separated values: {error}{where}"
+    words = str(error).split(" - ")[0]  # what follows is advice to programmers
+    return f"expected comma-separated values: {words}{where}"
 
 
 def _find(file: Path, reader: RowReader, header: Sequence[str]) -> tuple[list[int], list[str]]:
