@@ -105,7 +105,13 @@ def value_rows(view: FeatureView) -> RowReader:
 
 def key_of_texts(view: FeatureView, texts: Sequence[str]) -> Key:
     """A key from one text for each key column, as a command line has them. Raises `BadRow`."""
-    return tuple(_key_reader(key, _text_reader).one(text) for key, text in zip(view.keys, texts, strict=True))
+    parts: list[Any] = []
+    for key, text in zip(view.keys, texts, strict=True):
+        bad: Bad = {}
+        parts += _key_reader(key, _text_reader).read([text], bad)
+        if bad:
+            raise BadRow(bad[0])
+    return tuple(parts)
 
 
 _Make = Callable[[FeatureColumn], CellReader]
