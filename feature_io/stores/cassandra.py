@@ -23,6 +23,9 @@ logger = logging.getLogger("modelhost.stores.cassandra")
 WRITES: Final = 64
 """Rows in flight of one `write`, unless the store is given less."""
 
+GRACE_S: Final = 0.05
+"""How much longer than a reader its driver waits: the reader's clock decides, and the driver's lets go of the rest."""
+
 _KEY_CHARS: Final = 200
 """How much of a key an error shows."""
 
@@ -128,7 +131,7 @@ class CassandraFeatureStore:
                     try:
                         if not self._is_open:
                             raise StoreUnavailable(f"{self._place(reader.view, key)}: the store is not open")
-                        rows = await self._driver.read(reader.statement, values, timeout_s)
+                        rows = await self._driver.read(reader.statement, values, timeout_s + GRACE_S)
                     finally:
                         self._slots.release()
                 finally:

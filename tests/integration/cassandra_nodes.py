@@ -149,6 +149,13 @@ def fetch() -> Path:
     return directory
 
 
+def keytool(*arguments: str) -> None:
+    """Run Java's tool for keys and certificates."""
+    tool = Path(java() or "java").resolve().parent / "keytool"
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # -- nodes ----------------------------------------------------------------------------------------------------------
 class CassandraNode:
     """One process. The thread that calls `spawn` must outlive it: the kernel kills a node whose parent thread ends."""
@@ -172,8 +179,7 @@ class CassandraNode:
 cluster_name: tests
 num_tokens: 1
 partitioner: org.apache.cassandra.dht.Murmur3Partitioner
-commitlog_sync: periodic
-commitlog_sync_period: 10000ms
+commitlog_sync: batch
 data_file_directories: [{self.data}/data]
 commitlog_directory: {self.data}/commitlog
 hints_directory: {self.data}/hints
@@ -253,7 +259,7 @@ seed_provider:
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end."""
+        """SIGKILL, and wait for its end; what was written is there when it starts again."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
