@@ -1,7 +1,7 @@
 """Features in an SQLite file of this host, read by a few threads.
 
 **Batches.** Reads that arrive in one turn of the event loop, or while every thread is busy, go to a thread together and
-come back together: one hop there and one back for many keys, and one snapshot of the file for all of them.
+come back together: one hop there and one back for many keys.
 
 **Types.** A table that `ddl` makes is STRICT: INTEGER for whole numbers and BOOL, REAL for floats, TEXT for BYTES and
 for UUID keys, BLOB for lists and blobs; a freshness column is REAL, seconds since the epoch. Lists are stored as the
@@ -10,10 +10,11 @@ the last bit, NaN and infinity exist, and a vector is read without parsing text.
 negative number of the same 64 bits, because INTEGER ends there. A REAL column has no NaN (SQLite makes it null), so one
 is refused; and no -0.0, which becomes 0.0.
 
-**Other processes.** A table that is written to is in WAL mode, so that a writer, even one that holds its lock for long,
-does not keep readers waiting. Readers never make a file. A file that is replaced by another one (renamed over it) is
-noticed at the next batch. What SQLite itself asks of whoever does that holds here too: nobody may be writing to the old
-file, because its log, beside it, would be taken for the new one's. A writer here leaves that log empty when it closes.
+**Other processes.** While it is written to, a file is in WAL mode, so that a writer, even one that holds its lock for
+long, does not keep readers waiting; the last writer leaves that mode when it closes. Readers never make a file. A file
+that is replaced by another one (renamed over it) is noticed at the next batch. What SQLite asks of whoever does that
+holds here too: nobody may be writing to the old file, and the new one should not be in WAL mode, because what lies
+beside the old one would be taken for its own. A file that was made here is fit for it.
 """
 
 from __future__ import annotations
@@ -368,12 +369,17 @@ class SqliteFeatureStore:
     def _writing(self, deadline_s: float) -> _Transaction:
         assert self._worker is not None  # noqa: S101 - we run in it
         if self._worker.connection is None:
-            self._worker.connection = self._connect_to_write()
+            self._worker.connection = self._connect_to_write(deadline_s)
         return _Transaction(self._worker.connection, deadline_s, self.stopped)
 
-    def _connect_to_write(self) -> sqlite3.Connection:
+    def _connect_to_write(self, deadline_s: float) -> sqlite3.Connection:
         connection = _connect(f"file:{quote(str(self._path))}?mode=rwc")
-        connection.execute("PRAGMA journal_mode = WAL")
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {_left_ms(deadline_s)}")
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
 
@@ -470,11 +476,19 @@ class _Worker(threading.Thread):
                 except RuntimeError:  # closed in between
                     pass
         if self.connection is not None:
-            try:
-                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            except sqlite3.Error:  # somebody reads just now; the next writer does it
-                pass
+            self._leave(self.connection)
             self.connection.close()
+
+    @staticmethod
+    def _leave(connection: sqlite3.Connection) -> None:
+        """Leave the log empty; and if nobody else has the file open, leave WAL mode: such a file can replace another
+        one under its readers, and be read where no file can be made beside it."""
+        try:
+            connection.execute("PRAGMA busy_timeout = 0")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error:  # somebody reads just now, and goes on
+            pass
 
 
 class _Transaction:

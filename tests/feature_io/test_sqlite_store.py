@@ -132,6 +132,43 @@ async def test_a_file_that_is_replaced_is_noticed(bench: SqliteBench, tmp_path: 
     assert await reader.read((2,), LIMIT_S) == (2.5,)
 
 
+async def test_a_file_that_is_replaced_by_a_larger_one_under_reads(bench: SqliteBench, tmp_path: Path) -> None:
+    view = make_view(bench)
+    await filled(bench, view, [((n,), (0.5,)) for n in range(10)])
+    store = await bench.open(4)
+    reader = await store.reader(view, LIMIT_S)
+    other = SqliteBench(tmp_path / "new.sqlite")
+    await filled(other, view, [((n,), (1.5,)) for n in range(50_000)])
+    await other.close_only()
+    await asyncio.gather(*(reader.read((n,), LIMIT_S) for n in range(500)))
+    await bench.close_writers()
+    other.path.replace(bench.path)
+    rows = await asyncio.gather(*(reader.read((n,), LIMIT_S) for n in range(0, 50_000, 50)))
+    assert set(rows) == {(1.5,)}
+
+
+async def test_writing_begins_and_ends_under_reads(bench: SqliteBench) -> None:
+    view = make_view(bench)
+    await filled(bench, view, [((n,), (0.5,)) for n in range(100)])
+    reader = await (await bench.open(4)).reader(view, LIMIT_S)
+    done = asyncio.Event()
+    seen = set()
+
+    async def keep_reading() -> None:
+        while not done.is_set():
+            seen.update(await asyncio.gather(*(reader.read((n,), LIMIT_S) for n in range(100))))
+
+    reading = asyncio.ensure_future(keep_reading())
+    for number in range(5):
+        writer = await bench.open(1)
+        await writer.write(view, [((n,), (float(number),)) for n in range(100)], LIMIT_S)
+        await writer.close()
+    done.set()
+    await reading
+    assert seen <= {(0.5,), *((float(number),) for number in range(5))}
+    assert await reader.read((1,), LIMIT_S) == (4.0,)
+
+
 async def test_a_file_that_goes_away_is_said_and_read_again_when_it_is_back(bench: SqliteBench) -> None:
     view = make_view(bench)
     reader = await filled(bench, view, [((1,), (0.5,))])
@@ -156,6 +193,7 @@ async def test_who_may_only_read_reads(bench: SqliteBench, tmp_path: Path) -> No
     view = make_view(bench)
     await filled(bench, view, [((1,), (0.5,))])
     await bench.close_only()
+    bench.execute("PRAGMA journal_mode = WAL")  # in which a reader makes files beside it, if it can
     for directory in (*bench.path.parents, bench.path):
         if directory.is_relative_to(Path(tmp_path.parts[0], *tmp_path.parts[1:2])) and directory != Path("/tmp"):
             directory.chmod(0o755 if directory.is_dir() else 0o644)
