@@ -1,13 +1,14 @@
 """Train the bundled models into a model repository.
 
-Run by path; it imports neither modelhost nor anything beside it:
+Run by path; it imports neither modelhost nor anything beside it, except to load features (`feature_io`):
 
     python -P models/bundled/train.py --repository model_repository
 
 A directory here that holds a `train.py` is a bundled model. Its `train(out)` writes the artifacts and
 `golden.json` into the directory `out`, returns its metrics on rows that it did not train on, and raises
-RuntimeError when they are below its floor. The libraries are imported only when there is something to train:
-finding everything present takes milliseconds.
+RuntimeError when they are below its floor. Where a `features.toml` lies beside it, its `write_features(out)` writes
+`<view>.csv` for each view; they are loaded, and features.toml and its store lie beside the models. The libraries are
+imported only when there is something to train: finding everything present takes milliseconds.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 VERSION = "1"
+FEATURES = "features.toml"
+STORE = "features.sqlite"  # as features.toml names it
 WORKSPACE = ".training"  # in the repository, so that a finished package is published by one rename
 PACKAGE_FILES = ("model.toml", "README.md", "model.py", "requirements.txt")
 # One thread: with more, sums are added in another order and two trainings differ in their last digits.
@@ -50,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
                     print(f"{name}: present in {package}")
                 else:
                     report(name, building / name, package)
+                if (HERE / name / FEATURES).exists():
+                    provide_features(name, building / f"{name}.features", options.repository)
     except RefusedError as error:
         return fail(str(error), REFUSED)
     except ModuleNotFoundError as error:
@@ -70,7 +76,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="train.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train the bundled models into a model repository: DIR/<name>/1/ holds model.toml,\n"
-        "README.md, the artifacts and golden.json. A model that is there already is left as it is.",
+        "README.md, the artifacts and golden.json. A model that is there already is left as it is. Features that a\n"
+        "model is given by the host are loaded into DIR/features.sqlite, which DIR/features.toml describes.",
         epilog="bundled models: " + ", ".join(known) + "\n\n"
         "examples:\n"
         "  train.py --repository model_repository                  train every missing model\n"
@@ -142,7 +149,45 @@ def build(name: str, building: Path, package: Path) -> str:
     return f"{measured} on held-out rows, {time.monotonic() - start:.1f} s"
 
 
+def provide_features(name: str, building: Path, repository: Path) -> None:
+    """Load a model's features into a store beside the models. A features.toml that is there is somebody's already."""
+    wanted, present = HERE / name / FEATURES, repository / FEATURES
+    if present.exists():
+        if present.read_bytes() == wanted.read_bytes():
+            print(f"features: present in {present}")
+        else:
+            print(f"features: {present} left as it is; {name} needs the views of {wanted}")
+        return
+    print("features: loading ...", end=" ", flush=True)
+    outcome = "stopped"
+    try:
+        start = time.monotonic()
+        building.mkdir(parents=True)
+        shutil.copyfile(wanted, building / FEATURES)
+        load_module(name).write_features(building)
+        sys.path.append(str(HERE.parents[1]))  # modelhost's own code, wherever it is: this environment has none of it
+        from feature_io.loading.whole import load_files
+        from host.protocol.errors import ModelhostError
+
+        try:
+            rows = load_files(building / FEATURES, {path.stem: path for path in building.glob("*.csv")})
+        except ModelhostError as error:
+            raise RuntimeError(f"features: {error}") from error
+        # What names the store is there last: until then nobody reads it, and the next run makes it again.
+        (building / STORE).replace(repository / STORE)
+        (building / FEATURES).replace(present)
+        outcome = f"{rows} rows in {repository / STORE}, {time.monotonic() - start:.1f} s"
+    finally:
+        print(outcome, flush=True)
+
+
 def load_train(name: str) -> Train:
+    """Import a model's training."""
+    train: Train = load_module(name).train
+    return train
+
+
+def load_module(name: str) -> ModuleType:
     """Import `<name>/train.py` by its path, in a process that computes with one thread."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"), ORT_DISABLE_TELEMETRY="1")
     spec = importlib.util.spec_from_file_location(f"train_{name}", HERE / name / "train.py")
@@ -150,8 +195,7 @@ def load_train(name: str) -> Train:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
-    train: Train = module.train
-    return train
+    return module
 
 
 def publish(built: Path, package: Path) -> None:

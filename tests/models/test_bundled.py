@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -24,9 +25,11 @@ BUNDLED = Path(__file__).resolve().parents[2] / "models" / "bundled"
 COMMON_FILES = {"model.toml", "README.md", "golden.json"}
 FILES = {
     "breast_cancer": COMMON_FILES | {"model.txt"},
+    "breast_cancer_by_id": COMMON_FILES | {"model.txt"},
     "digits": COMMON_FILES | {"model.onnx"},
     "diabetes": COMMON_FILES | {"model.py", "blend.json", "trees.txt"},
 }
+BESIDE = {"features.toml", "features.sqlite"}
 DTYPES = {"FP64": np.float64, "FP32": np.float32, "INT64": np.int64, "BYTES": object}
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,7 +49,7 @@ def train(
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Train all three: the repository, and what the driver printed."""
+    """Train all of them: the repository, and what the driver printed."""
     repository = tmp_path_factory.mktemp("bundled") / "repository"
     run = train("--repository", repository)
     assert (run.returncode, run.stderr) == (0, "")
@@ -103,6 +106,14 @@ def breast_cancer_by_lightgbm(package: Path) -> Callable[[Arrays], Arrays]:
     return lambda inputs: {"probability": np.asarray(booster.predict(inputs["features"])).reshape(-1, 1)}
 
 
+def breast_cancer_by_id_by_lightgbm(package: Path) -> Callable[[Arrays], Arrays]:
+    from sklearn.datasets import load_breast_cancer
+
+    rows, answer = load_breast_cancer().data, breast_cancer_by_lightgbm(package)
+    # A request has the features themselves (golden cases), or the number of a patient.
+    return lambda inputs: answer(inputs if "features" in inputs else {"features": rows[inputs["patient_id"]]})
+
+
 def digits_by_onnxruntime(package: Path) -> Callable[[Arrays], Arrays]:
     import onnxruntime
 
@@ -140,6 +151,7 @@ def diabetes_by_model_py(package: Path) -> Callable[[Arrays], Arrays]:
 
 LIBRARIES = {
     "breast_cancer": breast_cancer_by_lightgbm,
+    "breast_cancer_by_id": breast_cancer_by_id_by_lightgbm,
     "digits": digits_by_onnxruntime,
     "diabetes": diabetes_by_formula,
 }
@@ -168,15 +180,16 @@ def test_package_holds_exactly_its_files(repository: Path, name: str) -> None:
     assert (package / "model.toml").read_bytes() == (BUNDLED / name / "model.toml").read_bytes()
 
 
-def test_repository_holds_nothing_but_models(repository: Path) -> None:
-    assert {path.name for path in repository.iterdir()} == FILES.keys()
+def test_repository_holds_nothing_but_models_and_their_features(repository: Path) -> None:
+    assert {path.name for path in repository.iterdir()} == FILES.keys() | BESIDE
 
 
 @every_model
 def test_model_toml_is_complete(repository: Path, name: str) -> None:
     package = repository / name / "1"
     config = tomllib.loads((package / "model.toml").read_text())
-    assert config["runtime"] == {"breast_cancer": "lightgbm", "digits": "onnx", "diabetes": "python"}[name]
+    runtimes = {"breast_cancer": "lightgbm", "breast_cancer_by_id": "lightgbm", "digits": "onnx", "diabetes": "python"}
+    assert config["runtime"] == runtimes[name]
     assert "artifact" not in config or (package / config["artifact"]).is_file()
     assert config["resources"].keys() == {"memory", "cpus", "threads"}
     assert config["scale"] == {"processes": 2 if name == "breast_cancer" else 1}
@@ -273,7 +286,8 @@ def test_readme_states_the_measured_metrics(trained: tuple[Path, str], name: str
 
 
 def test_driver_reports_one_line_for_each_model(trained: tuple[Path, str]) -> None:
-    lines = trained[1].splitlines()
+    features, *lines = sorted(trained[1].splitlines(), key=lambda line: not line.startswith("features: "))
+    assert re.fullmatch(r"features: loading \.\.\. 1707 rows in .*/repository/features\.sqlite, \d+\.\d s", features)
     assert [line.split(":")[0] for line in lines] == sorted(FILES)
     assert all(re.search(r"training \.\.\. .* \d\.\d{4}.* on held-out rows, \d+\.\d s$", line) for line in lines)
 
@@ -282,10 +296,10 @@ def test_present_models_are_left_alone_and_no_library_is_imported(repository: Pa
     before = snapshot(repository)
     run = train("--repository", repository, flags=("-X", "importtime"))
     assert run.returncode == 0
-    assert [line.split(": ")[1].split()[0] for line in run.stdout.splitlines()] == ["present"] * 3
+    assert [line.split(": ")[1].split()[0] for line in run.stdout.splitlines()] == ["present"] * 5
     imported = {line.split("|")[-1].strip() for line in run.stderr.splitlines()}
     assert "argparse" in imported
-    assert not imported & {"numpy", "sklearn", "lightgbm", "onnxruntime", "skl2onnx", "asyncio"}
+    assert not imported & {"numpy", "sklearn", "lightgbm", "onnxruntime", "skl2onnx", "asyncio", "feature_io"}
     assert snapshot(repository) == before
 
 
@@ -302,12 +316,50 @@ def test_force_trains_again_and_gives_the_same_model(repository: Path, copied: P
     (copied / "digits" / "1" / "stray").write_text("left by hand")
     run = train("--repository", copied, "--force")
     assert run.returncode == 0
-    assert "present" not in run.stdout
+    assert [line for line in run.stdout.splitlines() if "present" in line] == [
+        f"features: present in {copied}/features.toml"
+    ]
     again, before = snapshot(copied), snapshot(repository)
     assert again.keys() == before.keys()
     # skl2onnx does not always write a graph's parts in the same order; golden.json shows that it computes the same.
     assert {path for path in again if again[path] != before[path]} <= {path for path in again if path.endswith(".onnx")}
-    assert {path.name for path in copied.iterdir()} == FILES.keys()
+    assert {path.name for path in copied.iterdir()} == FILES.keys() | BESIDE
+
+
+def test_features_are_the_data_sets(repository: Path) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    model = tomllib.loads((repository / "breast_cancer_by_id" / "1" / "model.toml").read_text())
+    views = {view["name"]: view for view in tomllib.loads((repository / "features.toml").read_text())["views"]}
+    connection = sqlite3.connect(f"file:{repository}/features.sqlite?mode=ro", uri=True)
+    columns = []
+    for reference in model["inputs"][0]["feature"]:
+        view, column = reference.split(".")
+        assert column in [one["name"] for one in views[view]["columns"]]
+        found = connection.execute(f"SELECT {column} FROM {view} ORDER BY patient_id").fetchall()  # noqa: S608
+        columns.append([value for (value,) in found])
+    connection.close()
+    assert np.array_equal(np.array(columns).T, load_breast_cancer().data)
+
+
+def test_a_features_toml_that_is_there_is_left_as_it_is(copied: Path) -> None:
+    (copied / "features.toml").write_text("# mine\n")
+    (copied / "features.sqlite").unlink()
+    run = train("--repository", copied)
+    assert run.returncode == 0
+    assert f"features: {copied}/features.toml left as it is; breast_cancer_by_id needs the views of" in run.stdout
+    assert (copied / "features.toml").read_text() == "# mine\n"
+    assert not (copied / "features.sqlite").exists()
+
+
+def test_features_that_were_not_finished_are_loaded_again(copied: Path) -> None:
+    (copied / "features.toml").unlink()
+    (copied / "features.sqlite").write_bytes(b"half")
+    run = train("--repository", copied, "breast_cancer_by_id")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert (copied / "features.sqlite").read_bytes().startswith(b"SQLite format 3\0")
+    assert (copied / "features.toml").read_bytes() == (BUNDLED / "breast_cancer_by_id" / "features.toml").read_bytes()
+    assert {path.name for path in copied.iterdir()} == FILES.keys() | BESIDE
 
 
 @every_model
@@ -489,12 +541,12 @@ def test_missing_scikit_learn_is_one_line(tmp_path: Path) -> None:
 def test_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     run = train("--repository", tmp_path / "repository", "iris")
     assert run.returncode == 2
-    assert "no bundled model 'iris'; there are: breast_cancer, diabetes, digits" in run.stderr
+    assert "no bundled model 'iris'; there are: breast_cancer, breast_cancer_by_id, diabetes, digits" in run.stderr
     assert not (tmp_path / "repository").exists()
 
 
 def test_help_names_the_models_and_shows_commands() -> None:
     run = train("--help")
     assert run.returncode == 0
-    assert "breast_cancer, diabetes, digits" in run.stdout
+    assert "breast_cancer, breast_cancer_by_id, diabetes, digits" in run.stdout
     assert "train.py --repository model_repository --force digits" in run.stdout
