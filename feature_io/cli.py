@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from feature_io import live
 from feature_io.loading.cells import key_of_texts
 from feature_io.loading.files import FORMATS, BadLine, open_source
 from feature_io.loading.load import Plan, Summary, Watcher, load
@@ -32,7 +33,7 @@ from feature_io.stores import BadRow, Store, StoreUnavailable, make_store
 from feature_io.values import pack, unpack
 from host.config.features import Features, FeatureView, SqliteStore, read_features
 from host.config.settings import FEATURES_FILE, load_settings
-from host.protocol.errors import ConfigError
+from host.protocol.errors import ConfigError, HostError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             click.echo(_plain(problem), err=True)
         return EXIT_OPERATOR
-    except (StoreUnavailable, BadRow) as error:
+    except (HostError, StoreUnavailable, BadRow) as error:
         click.echo(_plain(f"modelhost: {error}"), err=True)
         return EXIT_FAILED
     except click.ClickException as error:
@@ -83,6 +84,8 @@ def cli() -> None:
       modelhost features load user_stats users.csv       load a file into it
       modelhost features verify user_stats users.csv     compare a sample of the file with the table
       modelhost features get user_stats 42               read one entity
+      modelhost features invalidate user_stats           have the running host read it anew
+      modelhost features stats                           what the running host has read and cached
 
     Exit codes: 0 done, 1 the store does not answer or has not what it should, 2 something here has to be changed first,
     130 interrupted.
@@ -466,6 +469,11 @@ def verify_command(
             f"{result.equal:,} equal, {result.different:,} different, {result.missing:,} missing (seed {seed}){bad}"
         )
     return 0 if result.as_it_should_be else EXIT_FAILED
+
+
+# -- what a running host has in memory ----------------------------------------------------------------------------------
+cli.add_command(live.invalidate)
+cli.add_command(live.stats)
 
 
 # -- shared -----------------------------------------------------------------------------------------------------------

@@ -293,7 +293,7 @@ def test_features_toml_is_found_by_setting_variable_and_flag(made: Path) -> None
 
 def test_help_teaches(place: Path) -> None:
     text = succeeds(place, "--help")
-    for name in ("views", "create", "load", "verify", "get"):
+    for name in ("views", "create", "load", "verify", "get", "invalidate", "stats"):
         assert f"modelhost features {name}" in text
         assert succeeds(place, name, "--help").startswith(f"Usage: modelhost features {name}")
 
