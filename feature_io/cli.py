@@ -25,7 +25,7 @@ from rich.table import Table
 from feature_io import live
 from feature_io.loading.cells import key_of_texts
 from feature_io.loading.files import FORMATS, BadLine, open_source
-from feature_io.loading.load import Plan, Summary, Watcher, load
+from feature_io.loading.load import BATCH_ROWS, SMALL_BATCH_ROWS, Plan, Summary, Watcher, load
 from feature_io.loading.pace import Pace
 from feature_io.loading.progress import Position, begin, progress_path, read_progress, resumed
 from feature_io.loading.verify import compare, sample
@@ -274,6 +274,9 @@ def load_command(
             progress=start,
             max_bad=sys.maxsize if dry_run else max_bad,
             pace=Pace(None if dry_run else rate),
+            batch_rows=BATCH_ROWS
+            if dry_run or isinstance(features.store(view.store), SqliteStore)
+            else SMALL_BATCH_ROWS,
             keep_progress=not (no_progress or dry_run),
             rejects=rejects_file,
         )
@@ -471,7 +474,7 @@ def verify_command(
     return 0 if result.as_it_should_be else EXIT_FAILED
 
 
-# -- what a running host has in memory ----------------------------------------------------------------------------------
+# -- what a running host has in memory ------------------------------------------------------------------------------
 cli.add_command(live.invalidate)
 cli.add_command(live.stats)
 

@@ -23,6 +23,9 @@ from host.protocol.errors import ConfigError
 BATCH_ROWS: Final = 10_000
 """More rows make a transaction no cheaper; fewer lose less when a load is ended."""
 
+SMALL_BATCH_ROWS: Final = 2_000
+"""For stores that write rows one by one: so many are soon out when a load is ended."""
+
 WRITE_TIMEOUT_S: Final = 60.0
 TRIES: Final = 5
 """Of one batch, when the store does not answer; the same rows again do no harm."""
@@ -41,6 +44,7 @@ class Plan:
     max_bad: int
     """Rows that may be left out; one more ends the load."""
     pace: Pace
+    batch_rows: int = BATCH_ROWS
     keep_progress: bool = True
     rejects: IO[str] | None = None
 
@@ -87,7 +91,7 @@ async def load(plan: Plan, store: Store | None, watcher: Watcher, stop: asyncio.
     begun_s = time.monotonic()
     loader = _Loader(plan, store, watcher, stop)
     try:
-        for batch in plan.source.batches(plan.progress.position, plan.pace.batch_rows(BATCH_ROWS)):
+        for batch in plan.source.batches(plan.progress.position, plan.pace.batch_rows(plan.batch_rows)):
             if not await loader.take(batch):
                 break
             await asyncio.sleep(0)  # signals are heard between batches

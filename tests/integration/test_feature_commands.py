@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cassandra_nodes import CassandraNodes
 from hosts import CHECKOUT, until
 
 pytestmark = pytest.mark.integration
@@ -397,3 +399,45 @@ def test_a_terminal_has_a_bar_and_nothing_else_has(made: Path) -> None:
     assert done.returncode == 0
     assert b"users.csv" in shown
     assert b"30,000 rows" in shown
+
+
+# -- Cassandra --------------------------------------------------------------------------------------------------------
+def test_the_same_commands_with_cassandra(place: Path, cassandra: CassandraNodes) -> None:
+    points = json.dumps(list(cassandra.contact_points))
+    (place / "features.toml").write_text(
+        FEATURES.replace('kind = "sqlite"', f'kind = "cassandra"\ncontact_points = {points}\nport = {cassandra.port}')
+        .replace('path = "data/features.sqlite"\n', "")
+        .replace('name = "users"\n', f'name = "users"\nkeyspace = "k{uuid.uuid4().hex[:12]}"\ntimeout_ms = 5000\n')
+        .replace('name = "days"\n', 'name = "days"\nkeyspace = "days"\n')
+    )
+    file = write_users(place, 20_000)
+    missing = features(place, "load", "users", file)
+    assert missing.returncode == 2
+    assert "expected" in missing.stderr
+    assert "PRIMARY KEY" in succeeds(place, "create", "users", "--print")
+    succeeds(place, "create", "users", "--apply")
+    process = begun(place, "load", "users", file, "--rate", "4000")
+    with process:
+        until(lambda: (place / "users.csv.progress").exists() or process.poll() is not None, "the first batch")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, err
+    document = json.loads(succeeds(place, "load", "users", file, "--resume", "--json"))
+    assert (document["rows"], document["complete"]) == (20_000, True)
+    assert "1,000 equal, 0 different, 0 missing" in succeeds(place, "verify", "users", file)
+    assert json.loads(succeeds(place, "get", "users", "19999", "--json"))["features"] == {
+        "karma": 19999 / 8, "city": "Köln 19999",
+    }  # fmt: skip
+    assert features(place, "get", "users", "20000").returncode == 1
+
+
+def test_a_cluster_that_is_not_there_is_said(place: Path) -> None:
+    (place / "features.toml").write_text(
+        FEATURES.replace('kind = "sqlite"', 'kind = "cassandra"\ncontact_points = ["127.0.0.1"]\nport = 1')
+        .replace('path = "data/features.sqlite"\n', "")
+        .replace("[[views]]", '[[views]]\nkeyspace = "k"')
+    )
+    done = features(place, "get", "users", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("modelhost: store local: 127.0.0.1:1: ")
+    assert "Traceback" not in done.stderr

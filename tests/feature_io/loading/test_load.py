@@ -104,13 +104,13 @@ def make_plan(file: Path, *, resume: bool = False, max_bad: int = 0, rate: float
         progress=resumed(start, read_progress(file), file) if resume else start,
         max_bad=max_bad,
         pace=Pace(rate),
+        batch_rows=10,
     )
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make batches of ten rows, and pauses short."""
-    monkeypatch.setattr(loading, "BATCH_ROWS", 10)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make pauses short."""
     monkeypatch.setattr(loading, "FIRST_PAUSE_S", 0.001)
 
 
