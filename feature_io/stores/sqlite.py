@@ -168,15 +168,14 @@ class SqliteFeatureStore:
         for thread in self._threads:
             for read in thread.batch:
                 _fail(read, error)
-        if self._loop is None:
-            return
-        threads: list[threading.Thread] = [*self._threads, *([self._worker] if self._worker is not None else [])]
-        for thread in self._threads:
+        threads: list[threading.Thread] = []
+        for thread in self._threads if self._loop is not None else []:
             thread.batches.put(None)
+            threads.append(thread)
         if self._worker is not None:
             self._worker.jobs.put(None)
-        deadline_s = time.monotonic() + JOIN_LIMIT_S
-        await asyncio.to_thread(_join, threads, deadline_s)
+            threads.append(self._worker)
+        await asyncio.to_thread(_join, threads, time.monotonic() + JOIN_LIMIT_S)
 
     # -- reading, on the event loop ---------------------------------------------------------------------------
     def submit(self, reader: SqliteViewReader, key: Key, timeout_s: float) -> asyncio.Future[Row | None]:
