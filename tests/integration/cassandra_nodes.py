@@ -174,6 +174,8 @@ class CassandraNode:
         self._conf.mkdir(parents=True)
         self.data.mkdir()
         (self._conf / "logback.xml").write_text(_LOGBACK)
+        # As clusters have it: a node that has a row reads its own.
+        (self._conf / "cassandra-rackdc.properties").write_text("dc=datacenter1\nrack=rack1\n")
         (self._conf / "cassandra.yaml").write_text(
             f"""\
 cluster_name: tests
@@ -190,7 +192,7 @@ rpc_address: {address}
 native_transport_port: {port}
 storage_port: {storage_port}
 start_native_transport: true
-endpoint_snitch: SimpleSnitch
+endpoint_snitch: GossipingPropertyFileSnitch
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
     parameters: [{{seeds: "{seed}:{storage_port}"}}]

@@ -61,7 +61,7 @@ class CassandraBench:
         """Close every store; nothing may have gone wrong unseen."""
         for store in self.stores:
             await store.close()
-        assert self.complaints == []
+        assert not self.complaints, self.complaints
 
 
 @asynccontextmanager

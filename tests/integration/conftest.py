@@ -105,9 +105,9 @@ def cassandra() -> Iterator[CassandraNodes]:
         yield nodes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cassandra_ring() -> Iterator[CassandraNodes]:
-    """Give three nodes for tests of a cluster; who kills or freezes one brings it back."""
+    """Give three nodes, to the tests of one module; who kills or freezes one brings it back."""
     _require_cassandra()
     with CassandraNodes(3) as nodes:
         nodes.start()

@@ -40,7 +40,6 @@ from feature_io.stores.drivers import (
     POINT_ROWS,
     RECONNECT_FIRST_S,
     RECONNECT_MAX_S,
-    DriverError,
     Refused,
     Statement,
     Unanswered,
@@ -116,16 +115,13 @@ class AiocassandraDriver:
             return
         # Behind whatever the thread still does: an opening that was given up is closed before.
         last = blocking.submit(session.cluster.shutdown if session is not None else lambda: None)
-        try:
-            async with asyncio.timeout(CLOSE_LIMIT_S):
-                await _answer(last)
-        except (DriverError, TimeoutError) as error:
-            logger.warning("the driver did not close: %r", error)
-        finally:
-            for executor in (reading, blocking):
-                if executor is not None:
-                    # The threads have nothing left to do, or hang: then nobody waits for them.
-                    executor.shutdown(wait=last.done(), cancel_futures=True)
+        closed, _ = await asyncio.wait({asyncio.wrap_future(last)}, timeout=CLOSE_LIMIT_S)
+        if not closed or (error := closed.pop().exception()) is not None:
+            logger.warning("the driver did not close: %r", error if last.done() else f"{CLOSE_LIMIT_S:.0f} s are over")
+        for executor in (reading, blocking):
+            if executor is not None:
+                # The threads have nothing left to do, or hang: then nobody waits for them.
+                executor.shutdown(wait=last.done(), cancel_futures=last.done())
 
     async def _run(self, statement: Any, values: Sequence[Any], timeout_s: float) -> Sequence[Sequence[Any]]:
         if self._session is None:
@@ -140,9 +136,9 @@ class AiocassandraDriver:
 
 
 async def _answer(future: Future[Result]) -> Result:
-    """Wait for a thread; it goes on when the wait is cancelled."""
+    """Wait for a thread; when the wait is cancelled it goes on, unless it has not begun."""
     try:
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return await asyncio.wrap_future(future)
     except Exception as error:
         raise mapped(error) from error
 
