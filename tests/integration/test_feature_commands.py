@@ -364,6 +364,21 @@ def test_a_file_that_changed_is_not_gone_on_with(made: Path, running: subprocess
     assert count(made) == 60_001
 
 
+def test_a_disk_that_is_full_ends_a_load_that_goes_on_later(made: Path) -> None:
+    file = write_users(made, 60_000)
+    limited = ["bash", "-c", 'ulimit -f 900 && exec "$@"', "-", *command("load", "users", file)]
+    done = subprocess.run(
+        limited, cwd=made, env=environment(), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 1
+    rows = progress(made)["rows"]
+    assert 0 < rows < 60_000
+    assert "go on with: modelhost features load users" in done.stderr.splitlines()[-1]
+    assert count(made) == rows
+    succeeds(made, "load", "users", file, "--resume")
+    assert count(made) == 60_000
+
+
 def test_readers_are_not_stalled_by_a_load(made: Path, running: subprocess.Popen[str]) -> None:
     for _ in range(3):
         assert json.loads(succeeds(made, "get", "users", "0", "--json"))["features"]["karma"] == 0.0
