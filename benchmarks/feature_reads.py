@@ -89,13 +89,16 @@ class BareDriver:
     """cassandra-driver as it is fastest: a callback sends the next read."""
 
     def __init__(self, nodes: CassandraNodes) -> None:
-        from cassandra.cluster import Cluster, ExecutionProfile
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
         from cassandra.policies import RoundRobinPolicy
         from cassandra.query import tuple_factory
 
         profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), row_factory=tuple_factory)
         self._cluster = Cluster(
-            list(nodes.contact_points), port=nodes.port, execution_profiles={"default": profile}, protocol_version=5
+            list(nodes.contact_points),
+            port=nodes.port,
+            execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            protocol_version=5,
         )
         self._session = self._cluster.connect()
         columns = ", ".join(f"f{number}" for number in range(10))
