@@ -40,6 +40,7 @@ def test_aiocassandra_is_told_where_and_how_to_ask() -> None:
     assert inner.local_dc == "west"
     assert arguments["auth_provider"] is None
     assert arguments["ssl_context"] is None
+    assert arguments["prepare_on_all_hosts"] is False
 
 
 def test_aiocassandra_reconnects_for_ever_with_longer_and_longer_pauses() -> None:

@@ -276,6 +276,23 @@ async def test_reads_do_not_need_the_loops_own_threads(bench: CassandraBench) ->
         await blocked
 
 
+async def test_reads_go_on_while_a_preparation_takes_its_time(aiocassandra: CassandraBench) -> None:
+    view = make_view(aiocassandra)
+    await filled(aiocassandra, view, [((1,), (0.5,))])
+    store = await aiocassandra.open()
+    reader = await store.reader(view, LIMIT_S)
+    over = threading.Event()
+    blocked = store._driver._blocking.submit(over.wait, LIMIT_S)  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(StoreUnavailable, match="view view: no answer within 200 ms"):
+            await store.reader(view, 0.2)
+        assert await reader.read((1,), LIMIT_S) == (0.5,)
+    finally:
+        over.set()
+        await asyncio.wrap_future(blocked)
+    assert await (await store.reader(view, LIMIT_S)).read((1,), LIMIT_S) == (0.5,)
+
+
 async def test_the_table_of_columns_is_read_whole(aiocassandra: CassandraBench) -> None:
     """`execute_future` gives the first page only; what is no point read is asked for unpaged."""
     store = await aiocassandra.open()
