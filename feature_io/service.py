@@ -109,6 +109,7 @@ class FeatureService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.difference_update(tasks)
         for entities in self._views:
             await entities.close()
         for connection in self._connections:

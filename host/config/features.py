@@ -137,7 +137,7 @@ class FeatureView(msgspec.Struct, frozen=True, kw_only=True):
     stale_if_error_s: float = 3600
     """How long after its TTL a row is still served when the store fails."""
     timeout_ms: int = 100
-    """Of one read; a request with less time left gives it less."""
+    """Of one read; a request with less time left waits no longer than it can, and the read goes on."""
     missing: str = "default"
     """An entity that is not there: its features have their defaults, or the request is refused (422)."""
     unavailable: str = "default"
