@@ -111,12 +111,20 @@ class _Connection(asyncio.Protocol):
         self._connections = connections
         self._decoder = FrameDecoder(body_max_bytes)
         self._transport: asyncio.Transport | None = None
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[bytes] = []
+        self.closed: asyncio.Future[None] = self._loop.create_future()
 
     def write(self, frame: bytes) -> None:
-        """Send a frame, unless the other side is gone."""
+        """Send a frame, unless the other side is gone; what one turn of the loop sends goes out together."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frame)
+
+    def _flush(self) -> None:
         if self._transport is not None:
-            self._transport.write(frame)
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def abort(self) -> None:
         """Close at once."""

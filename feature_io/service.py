@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-import msgspec
-
 from feature_io.access import read_invalidation, read_reading, reading_answer
 from feature_io.breaker import Breaker
 from feature_io.cache import Cache
@@ -44,6 +42,45 @@ FIRST_TRY_S: Final = 10.0
 _NS_PER_S: Final = 1e9
 
 Reply = Callable[[bytes], None]
+Answer = Callable[[Mapping[Place, Found]], bytes]
+
+
+class _Waiting:
+    """A request whose reads are on their way. It is over with the last of them, or with its patience.
+
+    Callbacks and not a task with `asyncio.wait`, which costs as much as the rest of the service together.
+    """
+
+    __slots__ = ("_missing", "_service", "_timer", "answer", "found", "head", "reads", "reply")
+
+    def __init__(
+        self,
+        service: FeatureService,
+        head: RequestHead,
+        found: dict[Place, Found],
+        reads: Mapping[Place, asyncio.Task[Found]],
+        patience_s: float,
+        reply: Reply,
+        answer: Answer,
+    ) -> None:
+        self.head, self.found, self.reads, self.reply, self.answer = head, found, reads, reply, answer
+        self._service = service
+        self._missing = len(reads)
+        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(patience_s, self.give_up)
+        for read in reads.values():
+            read.add_done_callback(self._ended)
+
+    def _ended(self, _: asyncio.Task[Found]) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Wait no longer. The reads go on: others wait for them, and the cache is glad of them."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._service.finish(self)
 
 
 class FeatureService:
@@ -84,6 +121,7 @@ class FeatureService:
                 self._completers[group] = Completer(needed, defaults)
                 self._needs[group] = frozenset(features.views[place].name for place in needed.view_places)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[_Waiting] = set()
         self.completed = 0
         """Requests, since the process started."""
 
@@ -112,6 +150,8 @@ class FeatureService:
         self._tasks.difference_update(tasks)
         for entities in self._views:
             await entities.close()
+        for waiting in list(self._waiting):
+            waiting.give_up()
         for connection in self._connections:
             await connection.close()
 
@@ -186,7 +226,7 @@ class FeatureService:
         head: RequestHead,
         places: Sequence[Place],
         reply: Reply,
-        answer: Callable[[Mapping[Place, Found]], bytes],
+        answer: Answer,
     ) -> None:
         """Look every entity up, and reply with the answer: now, or when those that are not cached have been read."""
         now_s = time.monotonic()
@@ -206,30 +246,23 @@ class FeatureService:
                 known = read
             found[place] = known
         if reads:
-            self._spawn(self._finish(head, found, reads, READ_SHARE * left_s, reply, answer))
+            self._waiting.add(_Waiting(self, head, found, reads, READ_SHARE * left_s, reply, answer))
         else:
             reply(answer(found))
 
-    async def _finish(
-        self,
-        head: RequestHead,
-        found: dict[Place, Found],
-        reads: Mapping[Place, asyncio.Task[Found]],
-        patience_s: float,
-        reply: Reply,
-        answer: Callable[[Mapping[Place, Found]], bytes],
-    ) -> None:
+    def finish(self, waiting: _Waiting) -> None:
+        """Reply with what was read, and with what there is in place of what was not."""
+        self._waiting.discard(waiting)
+        head, found = waiting.head, waiting.found
         try:
-            # The reads go on when the patience is over: others wait for them, and the cache is glad of them.
-            await asyncio.wait(set(reads.values()), timeout=patience_s)
-            for place, read in reads.items():
+            for place, read in waiting.reads.items():
                 ended = read.done() and not read.cancelled()
                 found[place] = read.result() if ended else self._views[place[0]].late(place[1])
-            reply(answer(found))
+            waiting.reply(waiting.answer(found))
         except RequestError as error:
-            reply(refusal(head, error))
+            waiting.reply(refusal(head, error))
         except Exception:
-            reply(_defect(head))
+            waiting.reply(_defect(head))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -252,7 +285,7 @@ class FeatureService:
                 for name, breaker in self._breakers.items()
             },
             "views": {one.view.name: asdict(one.counters) for one in self._views},
-            "in_flight": len(self._tasks),
+            "in_flight": len(self._waiting) + len(self._tasks),
         }
 
 
@@ -268,5 +301,5 @@ def _defect(head: RequestHead) -> bytes:
 
 
 def _document(head: RequestHead, document: Any) -> bytes:
-    body = encode_document(msgspec.to_builtins(document), head.accept)
+    body = encode_document(document, head.accept)
     return response_frame(ResponseHead(head.sequence, 200, head.accept), body)

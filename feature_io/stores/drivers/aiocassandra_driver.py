@@ -3,7 +3,7 @@
 aiocassandra is archived. Its faults are known, and guarded here and nowhere else:
 
 - an answer that comes as its read is given up meets a future that is done: `_Answer` does not mind;
-- every read hops through a thread of the loop's default executor, which others fill: it has threads of its own;
+- every read hops through a thread of the loop's default executor, which others fill, and back: it is run in place;
 - `execute_future` gives the first page and says nothing of more: point reads fetch `POINT_ROWS` rows, everything else
   is asked for unpaged;
 - `execute_futures`, its paging, does not run on Python 3.10 and newer: it is not used;
@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -51,9 +52,6 @@ logger = logging.getLogger("modelhost.stores.aiocassandra")
 SPECULATIVE_ATTEMPTS: Final = 2
 """How many more replicas are asked, one after the other, when a read takes long."""
 
-READ_THREADS: Final = 2
-"""They bind values and write to sockets; one that has to wait for a connection does not hold up the other."""
-
 CLOSE_LIMIT_S: Final = 15.0
 """How long `close` waits for the driver's threads; what hangs longer is left to itself, and logged."""
 
@@ -69,7 +67,6 @@ class AiocassandraDriver:
         self._config = config
         self._session: Any = None
         self._blocking: ThreadPoolExecutor | None = None
-        self._reading: ThreadPoolExecutor | None = None
 
     async def connect(self, timeout_s: float) -> None:
         """Connect in a thread. One that is given up closes what it has opened, whenever it has."""
@@ -81,8 +78,7 @@ class AiocassandraDriver:
         except BaseException:
             opening.add_done_callback(_shut_down)
             raise
-        self._reading = ThreadPoolExecutor(READ_THREADS, "cassandra-reads")
-        self._session = aiosession(session, executor=self._reading, loop=asyncio.get_running_loop())
+        self._session = aiosession(session, loop=_Loop(asyncio.get_running_loop()))
         self._session._asyncio_fut_factory = _Answer
 
     async def prepare(self, statement: str, timeout_s: float) -> Statement:
@@ -109,8 +105,8 @@ class AiocassandraDriver:
 
     async def close(self) -> None:
         """Shut the cluster down, then the threads."""
-        blocking, reading, session = self._blocking, self._reading, self._session
-        self._blocking = self._reading = self._session = None
+        blocking, session = self._blocking, self._session
+        self._blocking = self._session = None
         if blocking is None:
             return
         # Behind whatever the thread still does: an opening that was given up is closed before.
@@ -118,10 +114,8 @@ class AiocassandraDriver:
         closed, _ = await asyncio.wait({asyncio.wrap_future(last)}, timeout=CLOSE_LIMIT_S)
         if not closed or (error := closed.pop().exception()) is not None:
             logger.warning("the driver did not close: %r", error if last.done() else f"{CLOSE_LIMIT_S:.0f} s are over")
-        for executor in (reading, blocking):
-            if executor is not None:
-                # The threads have nothing left to do, or hang: then nobody waits for them.
-                executor.shutdown(wait=last.done(), cancel_futures=last.done())
+        # The thread has nothing left to do, or hangs: then nobody waits for it.
+        blocking.shutdown(wait=last.done(), cancel_futures=last.done())
 
     async def _run(self, statement: Any, values: Sequence[Any], timeout_s: float) -> Sequence[Sequence[Any]]:
         if self._session is None:
@@ -141,6 +135,51 @@ async def _answer(future: Future[Result]) -> Result:
         return await asyncio.wrap_future(future)
     except Exception as error:
         raise mapped(error) from error
+
+
+class _Loop:
+    """What aiocassandra asks of its loop, for less.
+
+    Sending a read binds values and appends to a queue, so it runs in place: the driver waits only for a free stream of
+    a connection, of which each has 32,768, more than a store has in flight. And answers that come while the loop is
+    busy wake it once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._answers: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._scheduled = False
+
+    def run_in_executor(self, _: None, function: Callable[[], Any]) -> _Done:
+        """Run it now."""
+        return _Done(function())
+
+    def call_soon_threadsafe(self, answer: Callable[[Any], None], result: Any) -> None:
+        """Have the loop take an answer. Called by the driver's threads."""
+        self._answers.append((answer, result))
+        # Whoever sees the flag too late wakes the loop once more, which does no harm.
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._scheduled = False
+        while self._answers:
+            answer, result = self._answers.popleft()
+            answer(result)
+
+
+class _Done:
+    """What can be awaited, and is there already."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[None, None, Any]:
+        yield from ()
+        return self._result
 
 
 class _Answer(asyncio.Future[Any]):
