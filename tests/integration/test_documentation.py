@@ -76,7 +76,9 @@ def test_every_endpoint_is_documented() -> None:
     found = set()
     for method, path in re.findall(r"^\| (GET|POST) \| `([^`]+)`", page, re.MULTILINE):
         whole = path.replace("[/{m}[/versions/{v}]]/stats", "/{m}/stats").replace("[/versions/{v}]", "")
-        found.add(match_route(method, whole.replace("{m}", "churn")).endpoint)
+        for part, name in (("{m}", "churn"), ("{view}", "users"), ("{key}", "1")):
+            whole = whole.replace(part, name)
+        found.add(match_route(method, whole).endpoint)
     assert found == set(Endpoint) - {Endpoint.ALL_STATISTICS}
     assert "/v2/models[/{m}" in page
 
