@@ -17,6 +17,7 @@ PURE = (
     "feature_io/loading/pace.py",
     "feature_io/plan.py",
     "feature_io/stores/cql.py",
+    "feature_io/stores/sql.py",
     "feature_io/values.py",
     "host/control/compare.py",
     "host/control/events.py",

@@ -3,13 +3,6 @@
 **Batches.** Reads that arrive in one turn of the event loop, or while every thread is busy, go to a thread together and
 come back together: one hop there and one back for many keys.
 
-**Types.** A table that `ddl` makes is STRICT: INTEGER for whole numbers and BOOL, REAL for floats, TEXT for BYTES and
-for UUID keys, BLOB for lists and blobs; a freshness column is REAL, seconds since the epoch. Lists are stored as the
-bytes of their values (little-endian, texts with their length before them) and not as JSON: a number is then the same to
-the last bit, NaN and infinity exist, and a vector is read without parsing text. A UINT64 from 2^63 on is stored as the
-negative number of the same 64 bits, because INTEGER ends there. A REAL column has no NaN (SQLite makes it null), so one
-is refused; and no -0.0, which becomes 0.0.
-
 **Other processes.** While it is written to, a file is in WAL mode, so that a writer, even one that holds its lock for
 long, does not keep readers waiting; the last writer leaves that mode when it closes. Readers never make a file. A file
 that is replaced by another one (renamed over it) is noticed at the next batch. What SQLite asks of whoever does that
@@ -24,19 +17,18 @@ import logging
 import os
 import queue
 import sqlite3
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 from feature_io.stores import BadRow, Key, Row, StoreBusy, StoreUnavailable, TableMismatch
-from feature_io.values import Packer, check_values, unpack_flat
-from host.config.features import FeatureColumn, FeatureView, SqliteStore
+from feature_io.stores.sql import ddl, from_sqlite, mismatches, quoted, select, to_sqlite, upsert
+from host.config.features import FeatureView, SqliteStore
 
 logger = logging.getLogger("modelhost.features")
 
@@ -57,7 +49,6 @@ JOIN_LIMIT_S: Final = 5.0
 
 _READ_ONLY_CODES: Final = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 _BUSY_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-_FRESHNESS: Final = "FP64"
 
 
 class _Read:
@@ -82,10 +73,10 @@ class SqliteViewReader:
 
     def __init__(self, store: SqliteFeatureStore, view: FeatureView) -> None:
         self.view = view
-        self.statement = _select(view)
+        self.statement = select(view)
         self._store = store
         self._convert = [
-            (place, convert) for place, convert in enumerate(_from_sqlite(view)) if convert is not None
+            (place, convert) for place, convert in enumerate(from_sqlite(view)) if convert is not None
         ]  # fmt: skip
 
     async def read(self, key: Key, timeout_s: float) -> Row | None:
@@ -143,13 +134,7 @@ class SqliteFeatureStore:
 
     def ddl(self, view: FeatureView) -> list[str]:
         """The statement that makes the view's table."""
-        keys = [f"{_quoted(key.column)} {_key_type(key.datatype)} NOT NULL" for key in view.keys]
-        columns = [f"{_quoted(column.name)} {_column_type(column)}" for column in view.columns]
-        if view.freshness_column is not None:
-            columns.append(f"{_quoted(view.freshness_column)} REAL")
-        primary = f"PRIMARY KEY ({', '.join(_quoted(key.column) for key in view.keys)})"
-        body = ",\n  ".join([*keys, *columns, primary])
-        return [f"CREATE TABLE IF NOT EXISTS {_quoted(view.table)} (\n  {body}\n) STRICT, WITHOUT ROWID"]
+        return ddl(view)
 
     async def create(self, view: FeatureView, timeout_s: float) -> None:
         """Make the file and the table, where they are not there. Raises `StoreUnavailable`."""
@@ -341,12 +326,12 @@ class SqliteFeatureStore:
         try:
             with closing(self.connect()) as connection:
                 connection.execute(f"PRAGMA busy_timeout = {_left_ms(deadline_s)}")
-                found = connection.execute(f"PRAGMA table_info({_quoted(view.table)})").fetchall()
+                found = connection.execute(f"PRAGMA table_info({quoted(view.table)})").fetchall()
         except sqlite3.DatabaseError as error:
             if _code(error) != sqlite3.SQLITE_NOTADB:
                 raise
             raise TableMismatch(f"{where}: expected an SQLite file, received another") from error
-        problems = list(_mismatches(view, {name.casefold(): declared for _, name, declared, *_ in found}))
+        problems = list(mismatches(view, {name.casefold(): declared for _, name, declared, *_ in found}))
         if problems:
             raise TableMismatch(*(f"{where}: {problem}" for problem in problems))
 
@@ -358,10 +343,10 @@ class SqliteFeatureStore:
     def _write(self, view: FeatureView, rows: Sequence[tuple[Key, Row]], deadline_s: float) -> None:
         if not rows:
             return
-        values = _to_sqlite(view, rows)
+        values = to_sqlite(view, rows)
         with self._writing(deadline_s) as connection:
             try:
-                connection.executemany(_upsert(view), values)
+                connection.executemany(upsert(view), values)
             except sqlite3.IntegrityError as error:
                 raise BadRow(f"view {view.name}: {error}") from error
 
@@ -564,172 +549,3 @@ def _fail_all(batch: Iterable[_Read], error: Exception) -> None:
 def _join(threads: Iterable[threading.Thread], deadline_s: float) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline_s - time.monotonic()))
-
-
-# -- statements and types -------------------------------------------------------------------------------------------
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _stored_names(view: FeatureView) -> list[str]:
-    """What a row of the view holds, in order."""
-    return [column.name for column in view.columns] + ([view.freshness_column] if view.freshness_column else [])
-
-
-def _select(view: FeatureView) -> str:
-    names = ", ".join(map(_quoted, _stored_names(view)))
-    keys = " AND ".join(f"{_quoted(key.column)} = ?" for key in view.keys)
-    return f"SELECT {names} FROM {_quoted(view.table)} WHERE {keys} LIMIT 2"  # noqa: S608 - names are checked
-
-
-def _upsert(view: FeatureView) -> str:
-    keys = [_quoted(key.column) for key in view.keys]
-    names = [_quoted(name) for name in _stored_names(view)]
-    marks = ", ".join("?" * (len(keys) + len(names)))
-    replaced = ", ".join(f"{name} = excluded.{name}" for name in names)
-    return (
-        f"INSERT INTO {_quoted(view.table)} ({', '.join(keys + names)}) VALUES ({marks}) "  # noqa: S608
-        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {replaced}"
-    )
-
-
-def _key_type(datatype: str) -> str:
-    return "TEXT" if datatype in ("BYTES", "UUID") else "INTEGER"
-
-
-def _column_type(column: FeatureColumn) -> str:
-    if column.storage != "scalar":
-        return "BLOB"
-    if column.datatype == "BYTES":
-        return "TEXT"
-    return "REAL" if column.datatype.startswith("FP") else "INTEGER"
-
-
-def _affinity(declared: str) -> str:
-    """What SQLite makes of a declared type (its own rules: sqlite.org/datatype3.html, 3.1)."""
-    text = declared.upper()
-    if text in ("", "ANY"):
-        return "ANY"  # an expression of an SQL view, for one: its values are looked at when they are read
-    for part, affinity in (
-        ("INT", "INTEGER"), ("CHAR", "TEXT"), ("CLOB", "TEXT"), ("TEXT", "TEXT"), ("BLOB", "BLOB"),
-        ("REAL", "REAL"), ("FLOA", "REAL"), ("DOUBLE", "REAL"),
-    ):  # fmt: skip
-        if part in text:
-            return affinity
-    return "NUMERIC"
-
-
-_ACCEPTED: Final = {
-    "INTEGER": ("INTEGER", "NUMERIC"),
-    "REAL": ("REAL", "NUMERIC"),
-    "TEXT": ("TEXT",),
-    "BLOB": ("BLOB",),
-}
-
-
-def _mismatches(view: FeatureView, table: dict[str, str]) -> Iterable[str]:
-    """What keeps the view from being read; `table`: columns in lower case, and their declared types."""
-    if not table:
-        yield (
-            f"expected a table {view.table}, received none of that name: "
-            f"make it with: modelhost features create {view.name} --apply"
-        )
-        return
-    wanted = [(key.column, key.datatype, _key_type(key.datatype)) for key in view.keys]
-    wanted += [(column.name, column.datatype, _column_type(column)) for column in view.columns]
-    if view.freshness_column is not None:
-        wanted.append((view.freshness_column, "seconds since the epoch", "REAL"))
-    for name, datatype, stored in wanted:
-        declared = table.get(name.casefold())
-        here = f"table {view.table}: column {name}: expected {stored} ({datatype})"
-        if declared is None:
-            yield f"{here}, received no such column"
-            continue
-        accepted = _ACCEPTED[stored]
-        if datatype == "BYTES" and stored == "TEXT" and name not in {key.column for key in view.keys}:
-            accepted = ("TEXT", "BLOB")
-        elif name == view.freshness_column:
-            accepted = ("REAL", "INTEGER", "NUMERIC")
-        if _affinity(declared) not in (*accepted, "ANY"):
-            yield f"{here}, received {declared}"
-
-
-# -- values -----------------------------------------------------------------------------------------------------------
-_Convert = Callable[[Any], Any]
-_UINT64_WRAP: Final = 1 << 64
-_INT64_END: Final = 1 << 63
-
-
-def _from_sqlite(view: FeatureView) -> list[_Convert | None]:
-    """For each value of a row what makes it what `Row` says; None: it is that already."""
-    converts = [_reading(column) for column in view.columns]
-    return [*converts, _seconds] if view.freshness_column is not None else converts
-
-
-def _reading(column: FeatureColumn) -> _Convert | None:
-    if column.storage == "list":
-        return lambda data: _listed(column, data)
-    if column.storage == "blob":
-        return None
-    if column.datatype == "BOOL":
-        return _boolean
-    if column.datatype == "UINT64":
-        return lambda value: value + _UINT64_WRAP if type(value) is int and value < 0 else value
-    return None
-
-
-def _boolean(value: Any) -> Any:
-    return value == 1 if value in (0, 1) and type(value) is int else value
-
-
-def _seconds(value: Any) -> Any:
-    if type(value) not in (int, float):
-        raise BadRow(f"freshness column: expected seconds since the epoch, received {value!r}")
-    return float(value)
-
-
-def _listed(column: FeatureColumn, data: Any) -> Any:
-    """A list's values; what is not the bytes of one stays what it is, and is refused where values are checked."""
-    if not isinstance(data, bytes):
-        return data
-    try:
-        return unpack_flat(column, data)
-    except (struct.error, ValueError):
-        raise BadRow(
-            f"column {column.name}: expected the bytes of {column.items} {column.datatype} values, "
-            f"received {len(data)} bytes"
-        ) from None
-
-
-def _to_sqlite(view: FeatureView, rows: Sequence[tuple[Key, Row]]) -> list[tuple[Any, ...]]:
-    """Rows as the statement's parameters. Raises `BadRow`."""
-    columns: list[Sequence[Any]] = list(zip(*(key for key, _ in rows), strict=True))
-    values = list(zip(*(row for _, row in rows), strict=True))
-    for column, stored in zip(view.columns, values, strict=False):
-        columns.append(_written(column, stored))
-    if view.freshness_column is not None:
-        seconds = FeatureColumn(name=view.freshness_column, datatype=_FRESHNESS)
-        columns.append(_written(seconds, values[len(view.columns)]))
-    return list(zip(*columns, strict=True))
-
-
-def _written(column: FeatureColumn, values: Sequence[Any]) -> Sequence[Any]:
-    if column.storage != "scalar":
-        pack = Packer(column).pack
-        return [None if value is None else pack(value) for value in values]
-    check_values(column, values)
-    if column.datatype.startswith("FP"):
-        _refuse_nan(column, values)
-    elif column.datatype == "UINT64":
-        return [value - _UINT64_WRAP if value is not None and value >= _INT64_END else value for value in values]
-    return values
-
-
-def _refuse_nan(column: FeatureColumn, values: Sequence[Any]) -> None:
-    # A sum is NaN if a value is; looking at each one would cost as much as writing it.
-    total = sum(value for value in values if value is not None) if None in values else sum(values)
-    if total != total and any(value is not None and value != value for value in values):
-        raise BadRow(
-            f"column {column.name}: expected {column.datatype} as SQLite has it, received NaN: write null and give the "
-            f'column "default = nan", or use storage = "blob"'
-        )
