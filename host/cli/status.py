@@ -160,10 +160,14 @@ def _print(status: HostStatus) -> None:
 
     models = make_table("model", "version", "wanted", "ready", "", title="models")
     for model in status.models:
-        state = "[green]ready[/]" if model.ready >= model.wanted else "[red]not ready[/]"
+        is_ready = model.ready >= model.wanted and not model.reason
+        state = "[green]ready[/]" if is_ready else "[red]not ready[/]"
         name = model.name if model.default else f"{model.name} (not default)"
         models.add_row(name, model.version, str(model.wanted), str(model.ready), state)
     print_table(models)
+    for model in status.models:
+        if model.reason:
+            click.echo(f"{model.name} version {model.version}: {model.reason}")
     click.echo()
     processes = make_table("process", "ready", "state", "pid", "uptime", "restarts", "last exit", title="processes")
     slots = [*(slot for model in status.models for slot in model.slots), *status.host, *status.unwanted]

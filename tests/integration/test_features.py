@@ -238,6 +238,9 @@ def test_a_view_that_does_not_fit_its_table_keeps_its_model_from_being_ready(
     assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
     [echo] = [model for model in host.status().models if model.name == "echo"]
     assert "charm" in echo.reason
+    shown = host.command("status")
+    assert shown.returncode == 1
+    assert f"echo version 1: {echo.reason}" in shown.stdout
 
 
 def test_a_killed_feature_process_is_back_and_hurts_nobody_else(
