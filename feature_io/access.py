@@ -17,6 +17,8 @@ from host.protocol.errors import FeaturesUnavailable, InvalidInput, Malformed, U
 from host.protocol.messages import Encoding
 
 VIEWS_MAX: Final = 64
+VALUES_MAX: Final = 100_000
+"""Numbers and texts of one answer: a tenth of a second of the service's time."""
 
 
 class One(NamedTuple):
@@ -74,13 +76,17 @@ def read_reading(features: Features, body: bytes, encoding: Encoding) -> Reading
     if not 1 <= len(request.views) <= VIEWS_MAX:
         raise InvalidInput(f"views: expected 1 to {VIEWS_MAX}, received {len(request.views)}")
     parts: list[One] = []
+    count = sum(len(part.keys) for part in request.views)
+    if count > KEYS_MAX:
+        raise InvalidInput(f"expected at most {KEYS_MAX} keys in a request, received {count}")
     for part in request.views:
         view, place = _view(features, part.view)
         columns = range(len(view.columns)) if part.columns is None else [_column(view, name) for name in part.columns]
-        parts.append(One(view, place, [parse_key(view, key) for key in part.keys], list(columns)))
+        parts.append(One(view, place, [parse_key(view, key) for key in part.keys], list(dict.fromkeys(columns))))
+    values = sum(len(one.keys) * sum(one.view.columns[place].items for place in one.columns) for one in parts)
+    if values > VALUES_MAX:
+        raise InvalidInput(f"expected at most {VALUES_MAX} values in an answer, asked for {values}")
     places = list(dict.fromkeys((one.place, key) for one in parts for key in one.keys))
-    if len(places) > KEYS_MAX:
-        raise InvalidInput(f"expected at most {KEYS_MAX} different keys in a request, received {len(places)}")
     return Reading(parts, places, single=False)
 
 

@@ -7,6 +7,7 @@ wrong with it in the words that it has for requests without features.
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,10 @@ _encode = msgspec.msgpack.Encoder().encode
 class Completer:
     """Completes requests of one model version."""
 
-    def __init__(self, model: ModelFeatures, defaults: Sequence[Packed]) -> None:
-        """`defaults`: of every view of the host, in order."""
+    def __init__(self, model: ModelFeatures, defaults: Sequence[Packed], max_bytes: int) -> None:
+        """`defaults`: of every view of the host, in order. `max_bytes`: of a completed request."""
         self._model = model
+        self._max_bytes = max_bytes
         self._views = model.views
         self._defaults = defaults
         self._keys: dict[str, KeyColumn] = {}
@@ -129,7 +131,12 @@ class Completer:
         plan = self._model.plan(tuple([tensor.name for tensor in document.inputs]))
         if plan.nothing:
             return None
-        given = {tensor.name: self._key_values(tensor) for tensor in document.inputs if tensor.name in self._keys}
+        given: dict[str, Sequence[int | str]] = {}
+        for tensor in document.inputs:
+            if tensor.name in given:
+                raise Malformed(f"input '{tensor.name}' is given twice")
+            if tensor.name in self._keys:
+                given[tensor.name] = self._key_values(tensor)
         rows, keys, places = self._wanted(plan, given)
 
         def complete(found: dict[int, list[Found]]) -> bytes:
@@ -140,7 +147,7 @@ class Completer:
             parameters = document.parameters
             if parameters and parameters.get(STATUS) is True:
                 document.parameters = parameters | {STATUS: self.statuses(plan, found, rows)}
-            return _encoded(document)
+            return self._encoded(document)
 
         return Wanted(plan, rows, keys, places, complete)
 
@@ -148,7 +155,7 @@ class Completer:
         self, fetched: FetchedInput, keys: dict[int, list[Key]], found: dict[int, list[Found]], rows: int
     ) -> _Tensor:
         spec = fetched.spec
-        data = b"".join([self.packed(fetched, keys, found, row) for row in range(rows)])
+        data = b"".join(self._rows(fetched, keys, found, rows))
         return _Tensor(spec.name, spec.datatype, [rows, *spec.shape[1:]], data)
 
     def _key_values(self, tensor: _Tensor) -> Sequence[int | str]:
@@ -204,12 +211,12 @@ class Completer:
         rows, keys, places = self._wanted(plan, given, len(instances))
 
         def complete(found: dict[int, list[Found]]) -> bytes:
-            for row, instance in enumerate(instances):
-                for name in plan.dropped:
-                    del instance[name]
-                for fetched in plan.fetch:
-                    instance[fetched.spec.name] = self._value(fetched, keys, found, row)
-            return _encoded(document)
+            for fetched in plan.fetch:
+                for instance, packed in zip(instances, self._rows(fetched, keys, found, rows), strict=True):
+                    instance[fetched.spec.name] = unpack(fetched.joined, packed)
+            for instance, name in itertools.product(instances, plan.dropped):
+                del instance[name]
+            return self._encoded(document)
 
         return Wanted(plan, rows, keys, places, complete)
 
@@ -229,14 +236,11 @@ class Completer:
             for name in plan.dropped:
                 del columns[name]
             for fetched in plan.fetch:
-                columns[fetched.spec.name] = [self._value(fetched, keys, found, row) for row in range(rows)]
-            return _encoded(document)
+                packed_rows = self._rows(fetched, keys, found, rows)
+                columns[fetched.spec.name] = [unpack(fetched.joined, packed) for packed in packed_rows]
+            return self._encoded(document)
 
         return Wanted(plan, rows, keys, places, complete)
-
-    def _value(self, fetched: FetchedInput, keys: dict[int, list[Key]], found: dict[int, list[Found]], row: int) -> Any:
-        """One row of an input, as a v1 document has it."""
-        return unpack(fetched.joined, self.packed(fetched, keys, found, row))
 
     # -- both -------------------------------------------------------------------------------------------------
     def _wanted(
@@ -250,14 +254,46 @@ class Completer:
         if not keys:
             return instances or 0, {}, []
         rows = check_rows((self._views[place].name, len(values)) for place, values in keys.items())
-        if not rows:
-            raise InvalidInput("expected at least one row, received none")
+        if not 1 <= rows <= self._model.max_rows:
+            raise InvalidInput(
+                f"expected 1 to {self._model.max_rows} rows (the model's max_batch_rows), received {rows}"
+            )
+        self._check_size(rows * sum(fetched.row_bytes for fetched in plan.fetch))
         if rows == 1:
             return 1, keys, [(place, values[0]) for place, values in keys.items()]
         places = [(place, key) for place, values in keys.items() for key in dict.fromkeys(values)]
         if len(places) > KEYS_MAX:
             raise InvalidInput(f"expected at most {KEYS_MAX} different keys in a request, received {len(places)}")
         return rows, keys, places
+
+    def _rows(
+        self, fetched: FetchedInput, keys: dict[int, list[Key]], found: dict[int, list[Found]], rows: int
+    ) -> list[bytes]:
+        """Every row of an input. Raises `InvalidInput` as soon as they are too large together."""
+        parts: list[bytes] = []
+        size_bytes = 0
+        for row in range(rows):
+            part = self.packed(fetched, keys, found, row)
+            size_bytes += len(part)
+            if size_bytes > self._max_bytes:
+                self._check_size(size_bytes)
+            parts.append(part)
+        return parts
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
+            raise InvalidInput(
+                f"with its features the request has {size_bytes} bytes or more, the limit (max_body_bytes) is "
+                f"{self._max_bytes}: ask for fewer rows"
+            )
+
+    def _encoded(self, document: object) -> bytes:
+        try:
+            body = _encode(document)
+        except OverflowError as error:
+            raise InvalidInput(f"a number of the request has more than 64 bits: {error}") from error
+        self._check_size(len(body))
+        return body
 
     def packed(
         self, fetched: FetchedInput, keys: dict[int, list[Key]], found: dict[int, list[Found]], row: int
@@ -336,13 +372,6 @@ def _read_document(body: bytes, encoding: Encoding, json_bytes: int) -> _Documen
             tensor.data = body[offset : offset + size]
             offset += size
     return document if offset == len(body) else None
-
-
-def _encoded(document: object) -> bytes:
-    try:
-        return _encode(document)
-    except OverflowError as error:
-        raise InvalidInput(f"a number of the request has more than 64 bits: {error}") from error
 
 
 def _scalar(value: Any) -> Any:

@@ -60,9 +60,11 @@ class StoreConnection:
             if entities.reader is not None:
                 continue
             name = entities.view.name
-            before = self.mismatches.pop(name, None)
+            # Whatever else the check raises leaves the last finding as it was told.
+            before = self.mismatches.get(name)
             try:
                 entities.reader = await self._store.reader(entities.view, CHECK_TIMEOUT_S)
+                self.mismatches.pop(name, None)
             except TableMismatch as error:
                 self.mismatches[name] = "; ".join(error.problems)
                 if self.mismatches[name] != before:

@@ -93,6 +93,9 @@ class Entities:
         if age is Age.STALE:
             if key not in self._reads:
                 self._start(key)
+            if entry.row is None:
+                self.counters.missing += 1
+                return Found(Source.MISSING, None)
             self.counters.stale += 1
             return Found(Source.STALE, entry.row)
         if age is Age.GONE:

@@ -10,12 +10,16 @@ from feature_io.stores import Key
 from feature_io.values import Packer
 from host.config.features import FeatureColumn, Features, FeatureView, KeyColumn, feature_refs
 from host.protocol.errors import InvalidInput, MissingFeature
-from host.protocol.types import Signature, TensorSpec
+from host.protocol.schema import described
+from host.protocol.types import ITEM_BYTES, Signature, TensorSpec
 
 GIVEN_MAX: Final = 256
 """Combinations of given inputs whose plans are remembered; clients of a model send one or two."""
 
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
+LENGTH_BYTES: Final = 4
+"""Before each element of BYTES."""
+
 KEYS_MAX: Final = 10_000
 """Different entities of one view that one request may ask for."""
 
@@ -35,6 +39,8 @@ class FetchedInput:
 
     spec: TensorSpec
     runs: tuple[Run, ...]
+    row_bytes: int
+    """Of a row of it, packed; at least so many where it holds BYTES."""
     joined: FeatureColumn
     """What the features side by side are: one value of the input's inner shape."""
 
@@ -63,6 +69,8 @@ class ModelFeatures:
     views: Sequence[FeatureView]
     """All of the host's, in order."""
     inputs: tuple[FetchedInput, ...]
+    max_rows: int
+    """Of a request, as the model's worker allows it."""
     key_inputs: frozenset[str]
     """What requests may carry beside the model's own inputs."""
     _plans: dict[tuple[str, ...], RequestPlan] = field(default_factory=dict)
@@ -86,7 +94,7 @@ class ModelFeatures:
         return frozenset(run.view for one in self.inputs for run in one.runs)
 
 
-def model_features(signature: Signature, features: Features) -> ModelFeatures | None:
+def model_features(signature: Signature, features: Features, max_rows: int) -> ModelFeatures | None:
     """What a model needs; None if it takes everything from its requests. Its references must have been checked."""
     places = {view.name: place for place, view in enumerate(features.views)}
     inputs: list[FetchedInput] = []
@@ -103,12 +111,13 @@ def model_features(signature: Signature, features: Features) -> ModelFeatures | 
             else:
                 runs.append(Run(view, column, column + 1))
         joined = FeatureColumn(name=spec.name, datatype=spec.datatype, shape=spec.shape[1:])
-        inputs.append(FetchedInput(spec, tuple(runs), joined))
+        row_bytes = joined.items * (ITEM_BYTES[spec.datatype] or LENGTH_BYTES)
+        inputs.append(FetchedInput(spec, tuple(runs), row_bytes, joined))
     if not inputs:
         return None
     used = {run.view for one in inputs for run in one.runs}
     key_inputs = frozenset(key.input for place in used for key in features.views[place].keys)
-    return ModelFeatures(signature, features.views, tuple(inputs), key_inputs)
+    return ModelFeatures(signature, features.views, tuple(inputs), max_rows, key_inputs)
 
 
 def keys_of(view: FeatureView, wanted: FetchedInput, given: Mapping[str, Sequence[int | str]]) -> list[Key]:
@@ -149,7 +158,7 @@ def check_key(key: KeyColumn, values: Sequence[object], where: str) -> Sequence[
         if not _is_key(key.datatype, value):
             raise InvalidInput(
                 f"{where} element {position}: expected {_KEY_WORDS[key.datatype]}, the key {key.column}, "
-                f"received {str(value)[:60]!r}"
+                f"received {described(value)}"
             )
     if key.datatype == "UUID":
         return [str(value).lower() for value in values]
@@ -158,11 +167,16 @@ def check_key(key: KeyColumn, values: Sequence[object], where: str) -> Sequence[
 
 def _is_key(datatype: str, value: object) -> bool:
     if datatype == "BYTES":
-        return isinstance(value, str)
+        return isinstance(value, str) and (value.isascii() or _is_text(value))
     if datatype == "UUID":
         return isinstance(value, str) and _is_uuid(value)
     bits = int(datatype.removeprefix("INT"))
     return type(value) is int and -(1 << bits - 1) <= value < 1 << bits - 1
+
+
+def _is_text(value: str) -> bool:
+    """Half a surrogate pair, which JSON can carry, is none."""
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_uuid(text: str) -> bool:
@@ -185,7 +199,9 @@ def parse_key(view: FeatureView, value: object) -> Key:
     parts = value if isinstance(value, list) else [value]
     if len(parts) != len(view.keys):
         names = ", ".join(key.column for key in view.keys)
-        raise InvalidInput(f"view {view.name}: expected a key of {len(view.keys)} values ({names}), received {value!r}")
+        raise InvalidInput(
+            f"view {view.name}: expected a key of {len(view.keys)} values ({names}), received {described(value)}"
+        )
     return tuple(
         check_key(key, [part], f"view {view.name}: key")[0] for key, part in zip(view.keys, parts, strict=True)
     )

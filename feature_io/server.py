@@ -53,7 +53,9 @@ async def serve_features(
         for connection in connections:
             connection.write(notice_frame(service.notice()))
 
-    service = FeatureService(deployment.features, deployment.models, options.cache_bytes, store_of, changed)
+    service = FeatureService(
+        deployment.features, deployment.models, options.cache_bytes, store_of, changed, options.body_max_bytes
+    )
     hello = Hello(
         model_name=FEATURES_GROUP,
         model_version="",

@@ -26,6 +26,7 @@ from host.protocol.documents import encode_document, error_document
 from host.protocol.errors import (
     DeadlineExceeded,
     Internal,
+    InvalidInput,
     RequestError,
     http_status,
 )
@@ -93,8 +94,10 @@ class FeatureService:
         cache_bytes: int,
         make_store: Callable[[StoreConfig], Store],
         changed: Callable[[], None] = lambda: None,
+        max_bytes: int = 64 << 20,
     ) -> None:
-        """`changed` is called when `notice` says something else than before."""
+        """`changed` is called when `notice` says something else than before; `max_bytes`: of any answer."""
+        self._max_bytes = max_bytes
         self.cache = Cache(cache_bytes)
         self._features = features
         self._breakers = {store.name: Breaker() for store in features.stores}
@@ -115,10 +118,10 @@ class FeatureService:
         self._needs: dict[str, frozenset[str]] = {}
         """Model -> names of the views that it needs."""
         for model in models:
-            needed = model_features(model.signature, features)
+            needed = model_features(model.signature, features, model.limits.max_batch_rows)
             if needed is not None:
                 group = group_name(model.name, model.version)
-                self._completers[group] = Completer(needed, defaults)
+                self._completers[group] = Completer(needed, defaults, max_bytes)
                 self._needs[group] = frozenset(features.views[place].name for place in needed.view_places)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[_Waiting] = set()
@@ -185,9 +188,9 @@ class FeatureService:
                 case Operation.READ_FEATURES:
                     self._read(head, body, reply)
                 case Operation.INVALIDATE_FEATURES:
-                    reply(_document(head, self._invalidate(body)))
+                    reply(self._document(head, self._invalidate(body)))
                 case Operation.STATISTICS:
-                    reply(_document(head, self.statistics()))
+                    reply(self._document(head, self.statistics()))
         except RequestError as error:
             reply(refusal(head, error))
         except Exception:
@@ -214,7 +217,13 @@ class FeatureService:
 
     def _read(self, head: RequestHead, body: bytes, reply: Reply) -> None:
         reading = read_reading(self._features, body, head.encoding)
-        self._find(head, reading.places, reply, lambda found: _document(head, reading_answer(reading, found)))
+        self._find(head, reading.places, reply, lambda found: self._document(head, reading_answer(reading, found)))
+
+    def _document(self, head: RequestHead, document: Any) -> bytes:
+        body = encode_document(document, head.accept)
+        if len(body) > self._max_bytes:
+            raise InvalidInput(f"the answer has {len(body)} bytes, the limit (max_body_bytes) is {self._max_bytes}")
+        return response_frame(ResponseHead(head.sequence, 200, head.accept), body)
 
     def _invalidate(self, body: bytes) -> dict[str, Any]:
         places, key = read_invalidation(self._features, body)
@@ -298,8 +307,3 @@ def refusal(head: RequestHead, error: RequestError) -> bytes:
 def _defect(head: RequestHead) -> bytes:
     logger.exception("request %s: reading features failed", head.request_id)
     return refusal(head, Internal("internal error; the feature service's log has the details"))
-
-
-def _document(head: RequestHead, document: Any) -> bytes:
-    body = encode_document(document, head.accept)
-    return response_frame(ResponseHead(head.sequence, 200, head.accept), body)

@@ -46,5 +46,6 @@ async def warm(entities: Entities, keys: Iterable[Key]) -> None:
         reads = [read for key in some if isinstance(read := entities.read(key), asyncio.Task)]
         if reads:
             await asyncio.wait(reads)
+        await asyncio.sleep(0)  # a store that is left alone refuses every read at once
         count += len(some)
     logger.info("view %s: %d entities read in advance", entities.view.name, count)

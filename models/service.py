@@ -119,6 +119,8 @@ class Service:
                     request = self._infer.decode(body, Encoding.MSGPACK)
                 else:
                     request = self._infer.decode(body, head.encoding, head.json_bytes)
+                if request.feature_status and not head.completed:
+                    raise Malformed("parameter feature_status: expected true or false")
                 if request.timeout_us is not None:
                     deadline_ns = min(deadline_ns, head.received_ns + request.timeout_us * 1000)
         except RecursionError as error:

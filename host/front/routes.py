@@ -69,6 +69,14 @@ def _pattern(endpoint: Endpoint) -> re.Pattern[str]:
 _PATTERNS: Final = [(endpoint, _pattern(endpoint)) for endpoint in Endpoint]
 
 
+def _texts(path: str) -> tuple[str, ...]:
+    """The parts of a key's path. Raises `NotFound` for one that is not UTF-8: it would be another key."""
+    try:
+        return tuple(unquote(part, errors="strict") for part in path.split("/")[1:])
+    except UnicodeDecodeError as error:
+        raise NotFound(f"no such path: a part of the key is not UTF-8: {error.reason}") from error
+
+
 @lru_cache(maxsize=4096)
 def match_route(method: str, target: str) -> Route:
     """Find the endpoint of a request target in origin form. Raises `NotFound` or `MethodNotAllowed`.
@@ -85,7 +93,7 @@ def match_route(method: str, target: str) -> Route:
             continue
         if method == endpoint.method or (method == "HEAD" and endpoint.method == "GET"):
             names = match.groupdict()
-            key = tuple(unquote(part) for part in (names.get("key") or "").split("/")[1:])
+            key = _texts(names.get("key") or "")
             return Route(endpoint, names.get("model") or "", names.get("version") or "", names.get("view") or "", key)
         if endpoint.allow not in allow:  # two patterns may fit: /v2/models/stats
             allow.append(endpoint.allow)

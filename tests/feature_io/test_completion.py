@@ -60,9 +60,11 @@ SIGNATURE = Signature(
     ),
     (TensorSpec("y", "FP64", (-1, 1)),),
 )
-MODEL = model_features(SIGNATURE, FEATURES)
+MAX_ROWS, MAX_BYTES = 20_000, 1 << 20
+MODEL = model_features(SIGNATURE, FEATURES, MAX_ROWS)
 assert MODEL is not None
-COMPLETER = Completer(MODEL, [packed_defaults(view) for view in FEATURES.views])
+DEFAULTS = [packed_defaults(view) for view in FEATURES.views]
+COMPLETER = Completer(MODEL, DEFAULTS, MAX_BYTES)
 
 ROWS: dict[tuple[int, Key], Packed] = {
     (0, (1,)): (F64(1.5), F64(2.5), I32(30)),
@@ -235,7 +237,7 @@ def user(data: Any, shape: list[int] | None = None, datatype: str = "INT64") -> 
         ([x(1)], MissingFeature, "input 'pair' is missing, and so is 'user_id', by which it is fetched"),
         (user([1])[:2], MissingFeature, "'weekday'.*received 'user_id'"),
         (user([1.5]), InvalidInput, "input 'user_id' element 0: expected a whole number of 64 bits"),
-        (user([True]), InvalidInput, "element 0.*received 'True'"),
+        (user([True]), InvalidInput, "element 0.*received true"),
         (user(["1"]), InvalidInput, "element 0"),
         (user([1, 1 << 63]), InvalidInput, "element 1"),
         (user([1], datatype="INT32"), InvalidInput, "expected datatype INT64, received INT32"),
@@ -244,6 +246,7 @@ def user(data: Any, shape: list[int] | None = None, datatype: str = "INT64") -> 
         (user([1], shape=[0]), InvalidInput, "expected shape"),
         (user([1], shape=[-1]), InvalidInput, "expected shape"),
         (user([1, 2], shape=[3]), Malformed, "needs 3 values, received 2"),
+        ([*user([1]), user([1])[1]], Malformed, "input 'user_id' is given twice"),
         (user("abc"), Malformed, "expected a list of keys as data, received str"),
         (user({"a": 1}), Malformed, "expected a list of keys"),
         (
@@ -270,6 +273,64 @@ def test_the_number_of_keys_is_limited(count: int) -> None:
         wanted = COMPLETER.infer(body, Encoding.JSON, NO_JSON_HEADER)
         assert wanted is not None
         assert len(wanted.places) == count
+
+
+def one_key(rows: int) -> bytes:
+    """A small request that asks for one entity again and again."""
+    given = [tensor("hours", "FP64", b"", [rows, 4])]
+    return msgpack.packb(request(*given, tensor("user_id", "INT64", struct.pack("<q", 1) * rows, [rows])))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_rows_are_limited_as_the_worker_limits_them(rows: int) -> None:
+    model = model_features(SIGNATURE, FEATURES, 3)
+    assert model is not None
+    completer = Completer(model, DEFAULTS, MAX_BYTES)
+    if rows > 3:
+        with pytest.raises(InvalidInput, match=r"expected 1 to 3 rows \(the model's max_batch_rows\), received 4"):
+            completer.infer(one_key(rows), Encoding.MSGPACK, NO_JSON_HEADER)
+    else:
+        assert completer.infer(one_key(rows), Encoding.MSGPACK, NO_JSON_HEADER) is not None
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_the_completed_request_is_limited(more: int) -> None:
+    wanted = COMPLETER.infer(one_key(10), Encoding.MSGPACK, NO_JSON_HEADER)
+    size = len(complete(wanted))
+    completer = Completer(MODEL, DEFAULTS, size + more)
+    wanted = completer.infer(one_key(10), Encoding.MSGPACK, NO_JSON_HEADER)
+    if more < 0:
+        with pytest.raises(InvalidInput, match="with its features the request has"):
+            complete(wanted)
+    else:
+        assert len(complete(wanted)) == size
+
+
+def test_what_will_be_too_large_is_refused_before_anything_is_read() -> None:
+    completer = Completer(MODEL, DEFAULTS, 100)
+    with pytest.raises(InvalidInput, match="ask for fewer rows"):
+        completer.infer(one_key(10), Encoding.MSGPACK, NO_JSON_HEADER)
+
+
+def test_texts_that_repeat_are_limited_while_they_are_joined() -> None:
+    texts = FeatureView(
+        name="texts",
+        store="main",
+        keyspace=None,
+        table="texts",
+        keys=(KeyColumn(column="id", datatype="INT64", input="id"),),
+        columns=(FeatureColumn(name="text", datatype="BYTES"),),
+    )
+    signature = Signature((TensorSpec("text", "BYTES", (-1, 1), ("texts.text",)),), ())
+    model = model_features(signature, Features((), (texts,)), 1000)
+    assert model is not None
+    completer = Completer(model, [(None,)], 100_000)
+    body = json.dumps(request(tensor("id", "INT64", [1] * 1000))).encode()
+    wanted = completer.infer(body, Encoding.JSON, NO_JSON_HEADER)
+    assert wanted is not None
+    row = Found(Source.CACHE, ((1000).to_bytes(4, "little") + b"x" * 1000,))
+    with pytest.raises(InvalidInput, match="ask for fewer rows"):
+        wanted.complete({0: [row] * 1000})
 
 
 @pytest.mark.parametrize(
@@ -367,9 +428,9 @@ def test_v1_that_is_wrong_is_named(document: Any, error: type[RequestError], mes
 
 def test_no_rows_are_refused() -> None:
     document = {"inputs": {"x": [], "user_id": [], "weekday": []}}
-    with pytest.raises(InvalidInput, match="expected at least one row"):
+    with pytest.raises(InvalidInput, match=r"expected 1 to 20000 rows.*received 0"):
         COMPLETER.predict(json.dumps(document).encode(), Encoding.JSON)
 
 
 def test_a_model_without_features_needs_nothing() -> None:
-    assert model_features(Signature((TensorSpec("x", "FP64", (-1, 2)),), ()), FEATURES) is None
+    assert model_features(Signature((TensorSpec("x", "FP64", (-1, 2)),), ()), FEATURES, 1) is None

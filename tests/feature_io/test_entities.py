@@ -128,6 +128,15 @@ async def test_a_missing_entity_is_remembered_for_its_own_time() -> None:
     assert bench.reader.asked == [(2,), (2,)]
 
 
+async def test_a_missing_entity_stays_missing_while_it_is_looked_for_anew() -> None:
+    bench = Bench()
+    await bench.find((2,))
+    bench.clock.now_s += 15
+    assert await bench.find((2,)) == Found(Source.MISSING, None)
+    await until(lambda: not bench.entities._running)
+    assert bench.reader.asked == [(2,), (2,)]
+
+
 async def test_a_stale_row_is_served_and_read_anew_once() -> None:
     bench = Bench()
     await bench.find()

@@ -153,6 +153,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feature_io.service.FIRST_TRY_S", 1.0)
 
 
+def batch(keys: list[Any], views: int = 1, **more: Any) -> dict[str, Any]:
+    return {"views": [{"view": "users", "keys": keys, **more}] * views}
+
+
 def asking(*ids: int) -> dict[str, Any]:
     return {"inputs": [{"name": "id", "datatype": "INT64", "shape": [len(ids)], "data": list(ids)}]}
 
@@ -206,6 +210,15 @@ async def test_a_mismatch_is_told_and_taken_back_when_the_table_is_mended() -> N
         assert (await bench.ask(asking(1)))[0].status == 200
 
 
+async def test_a_mismatch_is_taken_back_although_the_store_failed_in_between() -> None:
+    store = HandStore()
+    store.checks = [TableMismatch("table users: no column"), StoreUnavailable("away")]
+    async with serving(store) as bench:
+        await until(lambda: bench.service._views[0].reader is not None)
+        assert not bench.service.notice().unready
+        assert bench.notices == 2
+
+
 async def test_warm_up_reads_what_the_file_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     keys = tmp_path / "keys.jsonl"
@@ -252,12 +265,32 @@ async def test_features_take_their_share_of_the_time_and_no_more() -> None:
         ({"view": "nobody"}, Operation.INVALIDATE_FEATURES, "", 404, "UNKNOWN_VIEW"),
         ({"wrong": 1}, Operation.INVALIDATE_FEATURES, "", 400, "MALFORMED"),
         (asking(777), Operation.INFER, "m.v1", 422, "MISSING_FEATURE"),
+        (batch(keys=["\ud800"]), Operation.READ_FEATURES, "", 422, "INVALID_INPUT"),
+        (batch(keys=["x" * 200_000]), Operation.READ_FEATURES, "", 422, "INVALID_INPUT"),
+        (batch(keys=[1] * 10_001), Operation.READ_FEATURES, "", 422, "INVALID_INPUT"),
+        (batch(keys=[1] * 10_000, views=20), Operation.READ_FEATURES, "", 422, "INVALID_INPUT"),
     ],
 )
 async def test_refusals(document: Any, operation: Operation, model: str, status: int, code: str) -> None:
     async with serving(HandStore()) as bench:
         head, body = await bench.ask(document, operation, model=model)
         assert (head.status, json.loads(body)["code"]) == (status, code)
+        assert len(body) < 1000
+
+
+async def test_columns_that_repeat_are_one() -> None:
+    async with serving(HandStore()) as bench:
+        head, body = await bench.ask(batch(keys=[1], columns=["karma"] * 1000), Operation.READ_FEATURES)
+        assert (head.status, json.loads(body)["views"][0]["rows"][0]["features"]) == (200, {"karma": 1.0})
+
+
+async def test_answers_are_limited() -> None:
+    async with serving(HandStore()) as bench:
+        await bench.ask(batch(keys=[1]), Operation.READ_FEATURES)
+        _, body = await bench.ask(batch(keys=[1]), Operation.READ_FEATURES)  # from the cache, as from here on
+        for limit, status in ((len(body), 200), (len(body) - 1, 422)):
+            bench.service._max_bytes = limit
+            assert (await bench.ask(batch(keys=[1]), Operation.READ_FEATURES))[0].status == status
 
 
 async def test_a_deadline_that_has_passed_reads_nothing() -> None:

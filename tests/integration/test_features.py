@@ -256,3 +256,17 @@ def test_a_killed_feature_process_is_back_and_hurts_nobody_else(
     assert answer.status == 200 or (answer.status, "retry-after" in answer.headers) == (503, True)
     assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
     until(lambda: host.infer("echo", ask_for(1)).status == 200, "features are back", 5)
+
+
+def test_a_client_cannot_say_where_features_came_from(host: RunningHost) -> None:
+    request = tensors(x=("FP64", [1, 1], [1.0])) | {"parameters": {"feature_status": {"users.karma": ["present"]}}}
+    assert host.infer("plain", request).error == (400, "MALFORMED")
+
+
+def test_a_key_that_is_not_utf8_is_no_path(host: RunningHost) -> None:
+    assert host.call("GET", "/v1/features/users/%FF").error == (404, "NOT_FOUND")
+
+
+def test_a_small_request_cannot_ask_for_an_answer_without_end(host: RunningHost) -> None:
+    assert host.infer("echo", ask_for(*[1] * 257)).error == (422, "INVALID_INPUT")
+    assert outputs(host.infer("echo", ask_for(*[1] * 256)))["y"].shape == (256, 1)
