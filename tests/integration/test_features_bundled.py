@@ -96,7 +96,9 @@ def test_from_cassandra(
     store = f'kind = "cassandra"\ndriver = "{driver}"\ncontact_points = {points}\nport = {cassandra.port}\n'
     text = re.sub(r'kind = "sqlite"\npath = .*\n', store, (bundled / "features.toml").read_text())
     path = tmp_path / "features.toml"
-    path.write_text(text.replace("[[views]]\n", f'[[views]]\nkeyspace = "bundled_{driver}"\ntimeout_ms = 5000\n'))
+    path.write_text(
+        re.sub(r"\[\[views\]\].*\n", f'[[views]]\nkeyspace = "bundled_{driver}"\ntimeout_ms = 5000\n', text)
+    )
     features = read_features(path)
     asyncio.run(write(features, rows))
     host = make_host(bundled, models=[MODEL], settings={"features": path})
