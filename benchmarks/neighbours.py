@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Measured, measure
-from benchmarks.servers import FRONT_CPU, ROOT, WORKER_CPU, Running, modelhost, running
+from benchmarks.servers import FRONT_CPU, READY_S, ROOT, WORKER_CPU, Running, modelhost, running
 from host.isolation.cgroups import CgroupTree, own_hierarchy
 from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, write_plan
 from host.isolation.prepare import interpreter_directories, launcher_path
@@ -43,16 +43,24 @@ max_batch_rows = 1
 retry = false
 """
 LEAK_CODE = """
-class Model:
-    def load(self, package):
-        pass
+import threading
+import time
 
-    def predict(self, inputs):
-        if not inputs["x"].any():
-            return {"y": inputs["x"]}
+class Model:
+    \"\"\"Allocates until it is killed, for as long as its package has a file `leak`.\"\"\"
+
+    def load(self, package):
+        threading.Thread(target=self.leak, args=(package / "leak",), daemon=True).start()
+
+    def leak(self, sign):
+        while not sign.exists():
+            time.sleep(0.1)
         held = []
         while True:
             held.append(bytearray(4 << 20))
+
+    def predict(self, inputs):
+        return {"y": inputs["x"]}
 """
 MEASURED_CODE = """
 import time
@@ -128,16 +136,20 @@ def ask(port: int, model: str, value: float) -> tuple[int, float]:
         return error.code, 0.0
 
 
-def ask_until(port: int, model: str, value: float, end: float) -> int:
-    """Ask again and again; how often something came back other than that there is no worker."""
-    count = 0
-    while time.time() < end:
-        status, _ = ask(port, model, value)
-        if status == 503:
-            time.sleep(0.05)
-        else:
-            count += 1
-    return count
+def wait_until_ready(started: Running, model: str) -> None:
+    """Until it answers again."""
+    limit_s = time.monotonic() + READY_S
+    while ask(started.port, model, 0.0)[0] != 200:
+        if time.monotonic() > limit_s:
+            raise TimeoutError(f"{model} is not ready after {READY_S:.0f} s")
+        time.sleep(0.2)
+
+
+def oom_kills(started: Running) -> int:
+    """How often a worker of the host was killed at its limit since it started."""
+    command = [ROOT / ".venv" / "bin" / "modelhost", "status", "--json", "--run-dir", started.option("run-dir")]
+    status = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout)
+    return sum(slot["deaths"].get("oom", 0) for model in status["models"] for slot in model["slots"])
 
 
 # -- a leak -------------------------------------------------------------------------------------------------------
@@ -154,15 +166,13 @@ class Model:
 def leak(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
     """A model under load, alone and while another one allocates until it is killed, again and again.
 
-    The leaking one has the front's CPU, so that its burning and dying meets the front as well.
+    The leaking one has the front's CPU, so that its burning and dying meets the front as well. It leaks by itself:
+    whoever asked it to would take CPU from both.
     """
     found: dict[str, Any] = {}
     models = {"innocent": (DOUBLE_CODE, WORKER_CPU), "leaking": (LEAK_CODE, FRONT_CPU)}
-    with (
-        host(models) as started,
-        ProcessPoolExecutor(1, get_context("spawn")) as other_process,
-        tempfile.NamedTemporaryFile("w") as bodies,
-    ):
+    with host(models) as started, tempfile.NamedTemporaryFile("w") as bodies:
+        sign = Path(started.option("repository")) / "leaking" / "1" / "leak"
         bodies.write("\n".join(BODY.format(value=value) for value in range(1, 200)))
         bodies.flush()
 
@@ -175,8 +185,11 @@ def leak(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
             pairs = []
             for pair in range(PAIRS):
                 alone = load(connections)
-                deaths = other_process.submit(ask_until, started.port, "leaking", 1.0, time.time() + seconds / 2)
+                deaths = oom_kills(started)
+                sign.touch()
                 beside = load(connections)
+                sign.unlink()
+                wait_until_ready(started, "leaking")
                 pairs.append(
                     {
                         "alone_p99_ms": round(alone.p99_ms, 2),
@@ -185,7 +198,7 @@ def leak(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
                         "alone_per_s": round(alone.requests_per_s),
                         "beside_per_s": round(beside.requests_per_s),
                         "errors": beside.errors,
-                        "oom_kills": deaths.result(),
+                        "oom_kills": oom_kills(started) - deaths,
                     }
                 )
                 say(f"leak: {connections} connections, pair {pair + 1} of {PAIRS}: {pairs[-1]}")

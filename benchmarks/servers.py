@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"
@@ -82,6 +83,11 @@ class Running:
             grew = not children <= mine
             mine |= children
         return {pid: commands[pid] for pid in mine}
+
+    def option(self, name: str) -> str:
+        """The value of a command line option of the form `--name=value`. Raises `KeyError`."""
+        options = (str(part).removeprefix("--").partition("=") for part in cast("list[str]", self.process.args))
+        return {key: value for key, _, value in options}[name]
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes since their start."""

@@ -22,6 +22,9 @@ WEIGHT: Final = 100
 """`cpu.weight` of one CPU demanded; cgroup v2's own default (docs.kernel.org/admin-guide/cgroup-v2.html)."""
 WEIGHT_MAX: Final = 10_000
 LIGHT_WEIGHT: Final = 10
+FIRST_WEIGHT: Final = 1000
+"""Of what every request passes through. Under a lesser one (3 and 4 times `WEIGHT` were tried) it waits out the time
+slices of a worker that starts or leaks on its CPU (docs/adr/0018)."""
 
 _MIB: Final = 1 << 20
 

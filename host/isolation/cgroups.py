@@ -20,6 +20,9 @@ KILL_LIMIT_S: Final = 5.0
 CONTROLLERS: Final = ("memory", "cpuset", "cpu", "pids")
 _V1_ONLY: Final = ("freezer",)
 _LOOK_S: Final = 0.002
+TREE_WEIGHT: Final = 1000
+"""Of a whole tree among its neighbours, which have 100 unless somebody says otherwise."""
+
 _SHARES_PER_WEIGHT: Final = 1024 / 100
 """`cpu.shares` is 1024 by default, `cpu.weight` 100."""
 
@@ -287,7 +290,10 @@ class CgroupTree:
         return self.tops["memory"]
 
     def make(self) -> None:
-        """Make the top and have its children limited. Raises `CgroupError`."""
+        """Make the top, with more weight than what else runs beside it, and have its children limited.
+
+        supervisord and what it has just forked are outside of the tree. Raises `CgroupError`.
+        """
         if self.version == 2:
             self._enable(self.path.parent)
         for name, top in self.tops.items():
@@ -296,6 +302,8 @@ class CgroupTree:
                 _inherit_cpuset(top)
         if self.version == 2:
             self._enable(self.path)
+        if "cpu" in self.tops:
+            self._weigh(self.tops["cpu"], TREE_WEIGHT)
 
     def make_group(self, group: str, cpu_weight: int) -> None:
         """Make a model version's cgroup, with the weight of all its slots together. Raises `CgroupError`."""
@@ -306,8 +314,7 @@ class CgroupTree:
         if self.version == 2:
             self._enable(self.path / group)
         if "cpu" in self.tops:
-            name = "cpu.weight" if self.version == 2 else "cpu.shares"
-            _write(self.tops["cpu"] / group / name, str(_in_units(self.version, cpu_weight)))
+            self._weigh(self.tops["cpu"] / group, cpu_weight)
 
     def leaf(self, group: str, slot: str) -> Leaf:
         """A slot's cgroup, there or not."""
@@ -322,6 +329,10 @@ class CgroupTree:
         for top in dict.fromkeys(tops.values()):
             for directory in [*_below_first(top), top]:
                 _remove_directory(directory, deadline)
+
+    def _weigh(self, directory: Path, cpu_weight: int) -> None:
+        name = "cpu.weight" if self.version == 2 else "cpu.shares"
+        _write(directory / name, str(_in_units(self.version, cpu_weight)))
 
     def _enable(self, directory: Path) -> None:
         words = " ".join(f"+{name}" for name in self.controllers)

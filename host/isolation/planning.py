@@ -16,7 +16,7 @@ from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import UIDS, HostSettings
 from host.isolation.cgroups import CgroupTree
 from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, plain_plan
-from host.placement import Demand, Grant, cpu_set_text, parse_cpu_set
+from host.placement import FIRST_WEIGHT, Demand, Grant, cpu_set_text, parse_cpu_set
 
 PIDS_MAX: Final = 128
 """Processes and threads of one worker: far above what a numerical library starts, far below what hurts a host."""
@@ -61,11 +61,16 @@ class Layout(NamedTuple):
 
 def demands(settings: HostSettings, deployment: Deployment) -> list[Demand]:
     """What every process of the host wants of its CPUs and memory, the fronts first."""
-    wanted = [Demand(name=f"front:{index}", memory_bytes=FRONT_BYTES) for index in range(settings.fronts)]
+    wanted = [
+        Demand(name=f"front:{index}", memory_bytes=FRONT_BYTES, weight=FIRST_WEIGHT) for index in range(settings.fronts)
+    ]
     wanted.append(Demand(name=CONTROL, memory_bytes=CONTROL_BYTES, light=True))
     features = settings.feature_processes if deployment.features.views else 0
     feature_bytes = FEATURES_BYTES + settings.feature_cache
-    wanted += [Demand(name=f"{FEATURES_GROUP}:{index}", memory_bytes=feature_bytes) for index in range(features)]
+    wanted += [
+        Demand(name=f"{FEATURES_GROUP}:{index}", memory_bytes=feature_bytes, weight=FIRST_WEIGHT)
+        for index in range(features)
+    ]
     for model in deployment.models:
         cpus = model.resources.cpus
         wanted += [

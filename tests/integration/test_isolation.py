@@ -18,9 +18,10 @@ from packages import write_fragile, write_package
 from probing import told, write_probing
 
 from host.control.status import DeathKind, SlotStatus
-from host.isolation.cgroups import CgroupTree, own_hierarchy
+from host.isolation.cgroups import TREE_WEIGHT, CgroupTree, own_hierarchy
 from host.isolation.planning import PIDS_MAX
 from host.isolation.prepare import read_record
+from host.placement import FIRST_WEIGHT, WEIGHT
 
 pytestmark = [
     pytest.mark.integration,
@@ -213,6 +214,12 @@ def tree_of(host: RunningHost) -> CgroupTree:
     record = read_record(host.run_dir)
     assert record is not None and record.tree is not None
     return record.tree
+
+
+def test_the_front_goes_before_models_and_the_host_before_its_neighbours(confined: RunningHost) -> None:
+    tree = tree_of(confined)
+    weights = [tree.leaf(group, "").limits().cpu_weight for group in ("", "front", "probing.v1")]
+    assert weights == [TREE_WEIGHT, FIRST_WEIGHT, WEIGHT]
 
 
 def test_memory_that_the_host_has_not_is_refused_with_the_sum(repository: Path, make_host: MakeHost) -> None:

@@ -93,6 +93,12 @@ def test_the_front_and_control_keep_the_hosts_view_and_user() -> None:
         assert plan.oom_score_adj == -500
 
 
+def test_what_every_request_passes_through_goes_before_the_models() -> None:
+    found = plans(ALL, model())
+    weights = {name: plan.cgroup.cpu_weight for name, plan in found.items() if plan.cgroup is not None}
+    assert weights == {"front:0": 1000, "control": 10, "churn.v3:0": 100, "churn.v3:1": 100}
+
+
 def test_what_the_host_does_not_allow_is_not_tried() -> None:
     found = plans(NONE, model())
     for plan in found.values():
