@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import measure
-from benchmarks.openloop import open_loop, post, quantile
+from benchmarks.openloop import post
+from benchmarks.paced import median_ms
 from benchmarks.servers import REPOSITORY, WORKER_CPU, Running, modelhost, running
 from feature_io.stores import make_store
 from host.config.features import read_features
@@ -24,8 +25,8 @@ WIDTH = 10
 GIVEN, FETCHED = "breast_cancer", "by_id"
 PAIRS = 5
 CONNECTIONS = 32
-OPEN_RATE = 4000.0
-"""Requests a second over as many connections as it takes: far below capacity, so latency is the request's own."""
+RATES = (4000.0, 8000.0)
+"""Requests a second over the same connections, on schedule: below capacity, so latency is the request's own."""
 LIMIT_S = 30.0
 
 
@@ -98,7 +99,7 @@ def host() -> Iterator[Running]:
 
 
 def cached(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Closed loop at 32 connections for the rate and the CPU, open loop for the latency; taken in turns."""
+    """A closed loop of 32 connections for the rate and the CPU, fixed rates over as many for the latency; in turns."""
     bodies = {GIVEN: [given_body(row) for row in rows()], FETCHED: [fetched_body(n) for n in range(len(rows()))]}
     pairs = []
     with host() as started, tempfile.TemporaryDirectory(prefix="mh-") as directory:
@@ -126,18 +127,21 @@ def cached(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
             closed(model, 2)
         for pair in range(PAIRS):
             given, fetched = closed(GIVEN, seconds / 2), closed(FETCHED, seconds / 2)
-            latency = {
-                model: quantile(open_loop(started.port, requests[model], OPEN_RATE, seconds / 2).admitted_ms, 0.5)
-                for model in bodies
-            }
+            latency = [
+                {
+                    model: round(median_ms(started.port, requests[model], rate, seconds / 2, CONNECTIONS), 3)
+                    for model in bodies
+                }
+                for rate in RATES
+            ]
             pairs.append(
                 {
                     "given_per_s": round(given.requests_per_s),
                     "fetched_per_s": round(fetched.requests_per_s),
                     "ratio": round(fetched.requests_per_s / given.requests_per_s, 3),
                     "more_cpu_us": round(fetched.cpu_us - given.cpu_us, 1),
-                    "given_p50_ms": round(latency[GIVEN], 3),
-                    "fetched_p50_ms": round(latency[FETCHED], 3),
+                    "given_p50_ms": [one[GIVEN] for one in latency],
+                    "fetched_p50_ms": [one[FETCHED] for one in latency],
                     "errors": given.errors + fetched.errors,
                 }
             )
@@ -146,7 +150,9 @@ def cached(seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
         "pairs": pairs,
         "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
         "median_more_cpu_us": statistics.median(pair["more_cpu_us"] for pair in pairs),
-        "median_more_p50_ms": round(
-            statistics.median(pair["fetched_p50_ms"] - pair["given_p50_ms"] for pair in pairs), 3
-        ),
+        "rates_per_s": list(RATES),
+        "median_more_p50_ms": [
+            round(statistics.median(pair["fetched_p50_ms"][n] - pair["given_p50_ms"][n] for pair in pairs), 3)
+            for n in range(len(RATES))
+        ],
     }

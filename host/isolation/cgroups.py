@@ -21,7 +21,8 @@ CONTROLLERS: Final = ("memory", "cpuset", "cpu", "pids")
 _V1_ONLY: Final = ("freezer",)
 _LOOK_S: Final = 0.002
 TREE_WEIGHT: Final = 1000
-"""Of a whole tree among its neighbours, which have 100 unless somebody says otherwise."""
+"""Of a whole tree among its neighbours, which have 100 unless somebody says otherwise; supervisord, and a worker until
+its launcher joins its cgroup, are among them."""
 
 _SHARES_PER_WEIGHT: Final = 1024 / 100
 """`cpu.shares` is 1024 by default, `cpu.weight` 100."""
@@ -290,10 +291,7 @@ class CgroupTree:
         return self.tops["memory"]
 
     def make(self) -> None:
-        """Make the top, with more weight than what else runs beside it, and have its children limited.
-
-        supervisord and what it has just forked are outside of the tree. Raises `CgroupError`.
-        """
+        """Make the top and have its children limited. Raises `CgroupError`."""
         if self.version == 2:
             self._enable(self.path.parent)
         for name, top in self.tops.items():
