@@ -1,6 +1,6 @@
 """cassandra-driver's connections on our own event loop, instead of on a thread of the driver's.
 
-With a thread of its own (libev) the driver and the loop hand one interpreter's lock to and fro, twice for each read
+With a thread of its own (libev) the driver and the loop hand one interpreter's lock back and forth, twice for each read
 (docs/adr/0020). A class of connection is the driver's way to choose; connecting, negotiating and closing still run in
 its threads, and so does what they send: that is handed over.
 """
