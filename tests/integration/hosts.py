@@ -16,6 +16,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -169,8 +170,7 @@ class Host:
             sys.stderr.write(self.logs())
             raise
         finally:
-            for pid in self.pids():
-                os.kill(pid, signal.SIGKILL)
+            self.kill_all()
             self._reservation.close()
             shutil.rmtree(self.directory)
 
@@ -199,6 +199,12 @@ class Host:
             if any(root in word for word in words):
                 found[int(path.parent.name)] = [word.decode() for word in words]
         return found
+
+    def kill_all(self) -> None:
+        """Kill every process of the host; one that ends by itself meanwhile is as good."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def worker_pids(self, model: str) -> dict[int, int]:
         """Slot to pid of a model's workers."""

@@ -411,8 +411,7 @@ def test_a_killed_host_leaves_cgroups_only_until_the_next_one(repository: Path, 
     host = make_host(repository, settings=FULL)
     host.start()
     tree = tree_of(host)
-    for pid in host.pids():
-        os.kill(pid, 9)
+    host.kill_all()
     until(lambda: not host.pids(), "everything is dead")
     assert tree.path.is_dir()
     assert host.wait_for_end() == -9
