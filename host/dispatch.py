@@ -11,7 +11,7 @@ A request is in exactly one place: in its pool's queue, or in flight on one work
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -262,6 +262,8 @@ class Dispatcher:
         self.pending: dict[int, Pending] = {}
         self.workers: dict[int, Worker] = {}
         self.counters = Counters()
+        self._kept: frozenset[PoolKey] | None = None
+        """Pools that stay without a worker; None: all."""
 
     def __repr__(self) -> str:
         pools = ", ".join(
@@ -284,10 +286,24 @@ class Dispatcher:
         else:
             pool.limits, pool.window_rows = limits, window_rows
 
+    def keep_only(self, keys: Collection[PoolKey]) -> None:
+        """Drop every other pool, now or when its last worker is gone."""
+        self._kept = frozenset(keys)
+        for pool in list(self.pools.values()):
+            self._drop_if_done(pool)
+
+    def _drop_if_done(self, pool: Pool) -> None:
+        if self._kept is not None and pool.key not in self._kept and not pool.workers:
+            del self.pools[pool.key]
+
     # -- requests -----------------------------------------------------------------------------------------
     def submit(self, pending: Pending, now_ns: int) -> Iterable[Action]:
-        """Admit a request: send it, queue it, or refuse it. Its pool must have been declared."""
-        pool = self.pools[pending.pool]
+        """Admit a request: send it, queue it, or refuse it."""
+        pool = self.pools.get(pending.pool)
+        if pool is None:  # withdrawn while its features were read
+            self.counters.not_ready += 1
+            name, version = pending.pool
+            return (Refuse(pending, ModelNotReady(f"model '{name}' version {version} is not served here any more")),)
         pending.rows = pool.estimated_rows(pending.size_bytes)
         if not pool.ready:
             self.counters.not_ready += 1
@@ -391,7 +407,9 @@ class Dispatcher:
         if not pool.ready:
             pool.forget_cost()
             actions.extend(self._refuse_queue(pool))
-        return actions + self._feed(pool, now_ns)
+        actions += self._feed(pool, now_ns)
+        self._drop_if_done(pool)
+        return actions
 
     def answered(self, worker: int, head: ResponseHead, now_ns: int) -> Iterable[Action]:
         """A worker answered."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from host.config.deployment import DeployedModel, Deployment
+from host.config.host_record import Programs
 from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
 
@@ -46,18 +46,6 @@ _FILES_SPARE: Final = 256
 _LOG_LEVELS: Final = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Programs:
-    """Interpreters and code, as absolute paths."""
-
-    host_python: Path
-    """Runs the front and control."""
-    model_python: Path
-    """Runs the workers of models without an environment of their own."""
-    code_root: Path
-    """The directory that holds the packages `host`, `feature_io` and `models`."""
-
-
 def render(settings: HostSettings, deployment: Deployment, programs: Programs) -> dict[str, str]:
     """Write the files of a run directory: name relative to it -> text."""
     sections = [
@@ -72,7 +60,7 @@ def render(settings: HostSettings, deployment: Deployment, programs: Programs) -
 
 def open_files(settings: HostSettings, deployment: Deployment) -> int:
     """How many files one process of the host may have open: a front's connections, all workers, and some more."""
-    workers = sum(model.processes for model in deployment.models)
+    workers = sum(model.declared for model in deployment.models)
     features = settings.feature_processes if deployment.features.views else 0
     return max(_FILES_MIN, settings.max_connections + workers + features + _FILES_SPARE)
 
@@ -143,6 +131,10 @@ def _supervisord(settings: HostSettings, deployment: Deployment) -> str:
                 "rpcinterface:modelhost",
                 (("supervisor.rpcinterface_factory", "supervisor_conf.deaths:make_interface"),),
             ),
+            _section(
+                "rpcinterface:slots",
+                (("supervisor.rpcinterface_factory", "supervisor_conf.slots:make_interface"),),
+            ),
             _section("supervisorctl", (("serverurl", "unix://%(here)s/supervisor.sock"),)),
         )
     )
@@ -170,10 +162,10 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
         (
             ("command", command),
             ("process_name", "%(process_num)d"),
-            ("numprocs", model.processes),
+            ("numprocs", model.declared),
             ("directory", "/"),
             _heap(),
-            *_life(WORKER_PRIORITY, WORKER_START_S, settings.drain_s),
+            *_life(WORKER_PRIORITY, WORKER_START_S, settings.drain_s, autostart=False),
             *_log(f"{group}:%%(process_num)d"),
         ),
     )
@@ -272,10 +264,11 @@ def _heap() -> tuple[str, object]:
     return "environment", ",".join(f'{name}="{HEAP_KEPT_BYTES}"' for name in names)
 
 
-def _life(priority: int, start_s: int, drain_s: float) -> tuple[tuple[str, object], ...]:
+def _life(priority: int, start_s: int, drain_s: float, *, autostart: bool = True) -> tuple[tuple[str, object], ...]:
     return (
         ("priority", priority),
-        ("autostart", "true"),
+        # Workers are started by control, which knows how many are wanted, and not all at once.
+        ("autostart", "true" if autostart else "false"),
         ("autorestart", "true"),
         ("startsecs", start_s),
         ("startretries", START_RETRIES),

@@ -152,7 +152,7 @@ def _check_host(config_file: str | None, flags: Mapping[str, str | None]) -> Che
     loaded = load(config_file, dict(flags))
     what = str(loaded.file or loaded.settings.repository)
     try:
-        make_plan(loaded.settings)
+        make_plan(loaded)
     except ConfigError as error:
         return Checked(path=what, kind="host", problems=error.problems)
     return Checked(path=what, kind="host", problems=())

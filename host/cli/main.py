@@ -16,6 +16,11 @@ from host.protocol.errors import ConfigError, HostError
 COMMANDS: Final = {
     "up": ("host.cli.up", "Run the host: front, control and every model's processes."),
     "down": ("host.cli.down", "Stop the host of a run directory."),
+    "apply": ("host.cli.apply", "Make a running host what its deployment file says."),
+    "scale": ("host.cli.scale", "Change how many processes models have."),
+    "rollback": ("host.cli.rollback", "Go back to the version that a model had before."),
+    "history": ("host.cli.history", "Show who changed what of what should run."),
+    "drain": ("host.cli.drain", "Say that the host is not ready, and serve on."),
     "status": ("host.cli.status", "Show what should run and what does."),
     "restart": ("host.cli.restart", "Restart a model's processes one by one."),
     "predict": ("host.cli.predict", "Send an inference request to the running host."),

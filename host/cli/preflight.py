@@ -19,15 +19,16 @@ from typing import Final
 import host
 from host.cli.listeners import listening_process
 from host.config.deployment import Deployment, load_deployment, socket_path_problems
+from host.config.host_record import HostRecord, Programs
 from host.config.run_dir import RunDirectory
-from host.config.settings import HostSettings
+from host.config.settings import HostSettings, LoadedSettings
 from host.isolation.planning import demands, writable_directories
 from host.isolation.prepare import clear
 from host.isolation.topology import read_topology
-from host.placement import Grant, place
+from host.placement import Grant, Topology, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
-from supervisor_conf.render import Programs, open_files
+from supervisor_conf.render import open_files
 
 OLD_SUPERVISOR_S: Final = 30.0
 """How long the supervisord of a killed run may take to stop."""
@@ -50,10 +51,22 @@ class Plan:
     """What `up` is going to run; all of it was checked."""
 
     settings: HostSettings
+    deployment_file: Path
     deployment: Deployment
     programs: Programs
+    topology: Topology
     grants: Mapping[str, Grant]
     """CPUs and memory of every process, by program name."""
+
+    @property
+    def record(self) -> HostRecord:
+        """What control has to know of it."""
+        return HostRecord(
+            settings=self.settings,
+            programs=self.programs,
+            deployment_file=self.deployment_file,
+            topology=self.topology,
+        )
 
     @property
     def run_dir(self) -> RunDirectory:
@@ -61,8 +74,9 @@ class Plan:
         return RunDirectory(self.settings.run_dir)
 
 
-def make_plan(settings: HostSettings) -> Plan:
+def make_plan(loaded: LoadedSettings) -> Plan:
     """Read and check everything that needs no running process. Raises `ConfigError` with every problem."""
+    settings = loaded.settings
     problems: list[str] = []
     programs = find_programs(settings)
     try:
@@ -70,19 +84,34 @@ def make_plan(settings: HostSettings) -> Plan:
     except ConfigError as error:
         problems.extend(error.problems)
         deployment = Deployment()
-    problems += socket_path_problems(deployment, settings.run_dir)
     problems += _interpreter_problems(settings)
-    problems += environment_problems(deployment)
-    problems += _open_files_problems(settings, deployment)
-    problems += _writable_problems(settings, deployment)
+    problems += deployment_problems(settings, deployment)
+    topology = read_topology()
     grants: Mapping[str, Grant] = {}
     try:
-        grants = place(read_topology(), demands(settings, deployment))
+        grants = place(topology, demands(settings, deployment))
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
-    return Plan(settings=settings, deployment=deployment, programs=programs, grants=grants)
+    return Plan(
+        settings=settings,
+        deployment_file=loaded.deployment_file,
+        deployment=deployment,
+        programs=programs,
+        topology=topology,
+        grants=grants,
+    )
+
+
+def deployment_problems(settings: HostSettings, deployment: Deployment) -> list[str]:
+    """What keeps a deployment from running on a host with these settings, but for its CPUs and memory."""
+    return [
+        *socket_path_problems(deployment, settings.run_dir),
+        *environment_problems(deployment),
+        *_open_files_problems(settings, deployment),
+        *_writable_problems(settings, deployment),
+    ]
 
 
 def environment_problems(deployment: Deployment) -> list[str]:
@@ -132,7 +161,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def prepare_run_dir(run_dir: RunDirectory) -> None:
     """Make the run directory, its owner's alone. Raises `ConfigError` if that cannot be."""
     try:
-        for path in (run_dir.root, run_dir.sockets, run_dir.logs, run_dir.slots, run_dir.view):
+        for path in (run_dir.root, run_dir.sockets, run_dir.fronts, run_dir.logs, run_dir.slots, run_dir.view):
             path.mkdir(parents=path == run_dir.root, exist_ok=True, mode=0o700)
             state = path.stat()
             if state.st_uid != os.geteuid():
@@ -218,7 +247,8 @@ def clear_leftovers(run_dir: RunDirectory) -> None:
     """
     wait_for_old_supervisor(run_dir, OLD_SUPERVISOR_NOTICE_S)
     clear(run_dir)
-    run_dir.deaths.unlink(missing_ok=True)
+    for path in (run_dir.deaths, run_dir.reconciliation, run_dir.grants):
+        path.unlink(missing_ok=True)
     remove_sockets(run_dir)
 
 
@@ -260,6 +290,8 @@ def remove_sockets(run_dir: RunDirectory) -> None:
     names = (run_dir.supervisor_socket.name, run_dir.control_socket.name)
     leftovers = [path for name in names for path in (*root.glob(f"{name}*"), *root.glob(f".{name}*"))]
     for path in [*leftovers, root / "supervisord.pid"]:
+        path.unlink(missing_ok=True)
+    for path in run_dir.fronts.glob("*.sock"):
         path.unlink(missing_ok=True)
     if run_dir.sockets.is_dir():
         for group in run_dir.sockets.iterdir():

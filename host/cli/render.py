@@ -18,7 +18,7 @@ def command(output: str | None, config_file: str | None, **flags: str | None) ->
     from host.cli.preflight import make_plan
     from supervisor_conf.render import render
 
-    plan = make_plan(load(config_file, flags).settings)
+    plan = make_plan(load(config_file, flags))
     files = render(plan.settings, plan.deployment, plan.programs)
     for name, text in files.items():
         if output is None:

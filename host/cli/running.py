@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -15,10 +16,13 @@ from host.cli.children import adopt_orphans, kill_children, terminated_with_pare
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
+from host.config.host_record import write_host_record
 from host.config.run_dir import group_name
-from host.control.compare import compare, not_ready
+from host.control.compare import compare, not_ready, served
+from host.control.groups import write_config, write_grants
 from host.control.ledger import why_it_ended
 from host.control.probe import WorkerProbe
+from host.control.reconcile import starting_max
 from host.isolation.prepare import read_record
 from host.protocol.errors import HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState, SupervisorUnreachable
@@ -32,12 +36,18 @@ START_MARGIN_S: Final = 15.0
 FRONT_READY_S: Final = 10.0
 SHUTDOWN_S: Final = 5.0
 LOG_LINES: Final = 15
+RESTARTS_MAX: Final = 3
+RESTART_WINDOW_S: Final = 60.0
+"""A supervisord that dies more often than so many times within this is not started again."""
 
 READY_PATH: Final = "/v2/health/ready"
 LIVE_PATH: Final = "/v2/health/live"
 
 _LOOK_S: Final = 0.1
 """While starting and stopping, supervisord is asked so often; in between it is not asked at all."""
+
+_AS_WANTED: Final = (ProcessState.RUNNING, ProcessState.STOPPED)
+"""Of a process once everything wanted is ready: what is stopped is a slot for later."""
 
 _FAILED_STATES: Final = (ProcessState.BACKOFF, ProcessState.EXITED, ProcessState.FATAL, ProcessState.UNKNOWN)
 
@@ -83,7 +93,7 @@ class RunningHost:
             await self._unless_stopped(self._until_ready())
             if not self._stop.is_set():
                 when_ready()
-                await self._unless_stopped(self._stop.wait())
+                await self._watch()
         finally:
             await self._shut_down()
 
@@ -107,9 +117,18 @@ class RunningHost:
     def _start(self) -> None:
         plan, run_dir = self._plan, self._run_dir
         write_deployment(run_dir.deployment, plan.deployment)
-        for name, text in render(plan.settings, plan.deployment, plan.programs).items():
-            (run_dir.root / name).write_text(text, "utf-8")
+        write_deployment(run_dir.routing, plan.deployment)
+        write_host_record(run_dir, plan.record)
+        write_grants(run_dir, plan.grants)
+        write_config(run_dir, render(plan.settings, plan.deployment, plan.programs))
         adopt_orphans()
+        self._launch()
+        models = plan.deployment.models
+        wanted = sum(model.processes for model in models)
+        self._report(f"starting {wanted} processes of {len(models)} model versions ...")
+
+    def _launch(self) -> None:
+        plan, run_dir = self._plan, self._run_dir
         python = str(plan.programs.host_python)
         with self._supervisor_errors().open("wb") as errors:
             # In a session of its own, so that the terminal's Ctrl-C comes to this process alone.
@@ -132,9 +151,6 @@ class RunningHost:
             self._ended.set()
 
         loop.add_reader(descriptor, ended)
-        models = self._plan.deployment.models
-        wanted = sum(model.processes for model in models)
-        self._report(f"starting {wanted} processes of {len(models)} model versions ...")
 
     # -- 2. ready -----------------------------------------------------------------------------------------
     async def _until_ready(self) -> None:
@@ -164,8 +180,11 @@ class RunningHost:
 
     async def _until_workers_ready(self, probe: WorkerProbe, changed: asyncio.Event) -> None:
         """Wait for every worker's hello, and for the fronts and control to be RUNNING."""
-        deployment = self._plan.deployment
-        limit_s = max(model.limits.startup_s for model in deployment.models) + START_MARGIN_S
+        models = self._plan.deployment.models
+        plans = served(self._plan.deployment)
+        # Control starts a few at a time.
+        turns = math.ceil(sum(model.processes for model in models) / starting_max(self._plan.topology))
+        limit_s = max(model.limits.startup_s for model in models) * turns + START_MARGIN_S
         deadline = time.monotonic() + limit_s
         watch = StartWatch()
         told: set[tuple[str, str]] = set()
@@ -175,14 +194,14 @@ class RunningHost:
             failed = watch.failed(processes)
             if failed is not None:
                 raise HostError(self._failure(failed, await self._why(failed)))
-            status = compare(deployment, processes, probe.readiness, {}, time.time())
+            status = compare(plans, processes, probe.readiness, {}, time.time())
             for model in status.models:
                 if model.ready == model.wanted and (model.name, model.version) not in told:
                     told.add((model.name, model.version))
                     self._report(f"{model.name} version {model.version}: {model.ready} of {model.wanted} ready")
             missing = next(iter(not_ready(status)), None)
             # RUNNING follows soon; with it, `supervisorctl status` shows what this command says.
-            if missing is None and all(one.state is ProcessState.RUNNING for one in processes):
+            if missing is None and all(one.state in _AS_WANTED for one in processes):
                 return
             if missing is not None and time.monotonic() > deadline:
                 raise HostError(self._failure(missing.name, f"is not ready after {limit_s:.0f} s"))
@@ -238,6 +257,26 @@ class RunningHost:
             for one in (task, *others):
                 one.cancel()
             await asyncio.gather(task, *others, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Until told to stop. A supervisord that dies is started again, and control goes on where it was."""
+        restarts: list[float] = []
+        while not self._stop.is_set():
+            waits = [asyncio.create_task(event.wait()) for event in (self._stop, self._ended)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if not self._ended.is_set() or self._stop.is_set():
+                continue
+            failure = self._supervisor_failure()
+            now = time.monotonic()
+            restarts = [*(at for at in restarts if now - at < RESTART_WINDOW_S), now]
+            if len(restarts) > RESTARTS_MAX:
+                raise HostError(f"{failure}\n{RESTARTS_MAX + 1} times within {RESTART_WINDOW_S:.0f} s")
+            self._report(f"{failure}\nstarting it again")
+            kill_children()
+            self._ended.clear()
+            self._launch()
 
     def _supervisor_failure(self) -> str:
         code = self._supervisord.wait() if self._supervisord is not None else 0

@@ -30,7 +30,7 @@ def command(detach: bool, config_file: str | None, **flags: str | None) -> int:
     from host.cli.preflight import make_plan, prepare_run_dir
 
     loaded = load(config_file, flags)
-    plan = make_plan(loaded.settings)
+    plan = make_plan(loaded)
     prepare_run_dir(plan.run_dir)
     if detach:
         return _detach(plan)

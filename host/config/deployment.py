@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from host.config.deployment_file import Entry, read_entries
 from host.config.environments import environment_python, need_of
 from host.config.features import Features, feature_problems, read_features
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
+from host.files import write_atomically
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
-from host.protocol.package import MODEL_FILE, PROCESSES_MAX, Package, Resources, Sandbox, read_package, read_toml
-from host.protocol.schema import TableReader
+from host.protocol.package import MODEL_FILE, Package, Resources, Sandbox, read_package
 from host.protocol.types import Signature
 
 _DIGITS: Final = re.compile(r"(\d+)")
@@ -31,6 +31,9 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     processes: int
+    """How many should run."""
+    slots: int = 0
+    """How many supervisord is told of; 0: as many as processes."""
     package: str
     """The package's directory, absolute."""
     platform: str
@@ -43,6 +46,20 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     default: bool = True
     """Whether paths without a version mean this one; exactly one version of a model has it."""
 
+    @property
+    def group(self) -> str:
+        """supervisord's name of it: `churn.v3`."""
+        return group_name(self.name, self.version)
+
+    @property
+    def declared(self) -> int:
+        """Slots that supervisord knows, whether they run or not."""
+        return max(self.slots, self.processes)
+
+    def programs(self) -> list[str]:
+        """The names of the processes that should run: `churn.v3:0`."""
+        return [f"{self.group}:{slot}" for slot in range(self.processes)]
+
 
 class Deployment(msgspec.Struct, frozen=True):
     """Everything that should run, in a stable order."""
@@ -50,13 +67,15 @@ class Deployment(msgspec.Struct, frozen=True):
     models: tuple[DeployedModel, ...] = ()
     features: Features = Features()
     """What models' inputs may be fetched from; without views no feature service runs."""
+    generation: int = 0
+    """Counts the changes since the host started."""
+    draining: bool = False
+    """The fronts say that they are not ready, and serve: for whoever takes the host out of a load balancer."""
 
 
 def write_deployment(path: Path, deployment: Deployment) -> None:
-    """Write the deployment in force, atomically."""
-    part = path.with_name(f".{path.name}.new")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(deployment), indent=1) + b"\n")
-    part.replace(path)
+    """Write what should run, or what is served, atomically."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(deployment), indent=1) + b"\n")
 
 
 def read_deployment(path: Path) -> Deployment:
@@ -66,18 +85,7 @@ def read_deployment(path: Path) -> Deployment:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: not a deployment in force: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    """One `[[models]]` of a deployment file, or a model found in the repository."""
-
-    where: str
-    name: str
-    version: str | None = None
-    processes: int | None = None
-    default: bool | None = None
+        raise ConfigError(f"{path}: not a deployment: {error}") from error
 
 
 def load_deployment(
@@ -95,8 +103,8 @@ def load_deployment(
             features = read_features(features_file)
         except ConfigError as error:
             problems.extend(error.problems)
-    entries = _found_models(repository) if deployment_file is None else _file_models(deployment_file, problems)
-    chosen: list[tuple[_Entry, Package, Path]] = []
+    entries = _found_models(repository) if deployment_file is None else read_entries(deployment_file, problems)
+    chosen: list[tuple[Entry, Package, Path]] = []
     pythons: list[str | None] = []
     for entry in entries:
         try:
@@ -121,11 +129,12 @@ def load_deployment(
                 name=package.name,
                 version=package.version,
                 processes=entry.processes or max(1, package.scale.min_processes),
+                slots=entry.max_processes or (0 if entry.processes else package.scale.max_processes),
                 package=str(directory.absolute()),
                 platform=package.platform,
                 signature=package.signature,
                 limits=package.limits,
-                resources=package.resources,
+                resources=_resources(entry, package.resources),
                 sandbox=package.sandbox,
                 python=python,
                 default=default,
@@ -190,35 +199,20 @@ def _is_package_name(name: str) -> bool:
     return not name.startswith((".", "_")) and name != "lost+found"
 
 
-def _found_models(repository: Path) -> list[_Entry]:
-    return [_Entry(where=str(repository), name=path.name) for path in model_directories(repository)]
+def _found_models(repository: Path) -> list[Entry]:
+    return [Entry(where=str(repository), name=path.name) for path in model_directories(repository)]
 
 
-def _file_models(path: Path, problems: list[str]) -> list[_Entry]:
-    reader = TableReader(str(path), read_toml(path), problems)
-    entries: list[_Entry] = []
-    for position, table in enumerate(reader.tables("models")):
-        name = table.text("name")
-        entry = _Entry(
-            where=f"{path}: models[{position}]",
-            name=name,
-            version=table.optional_text("version"),
-            processes=table.integer("processes", minimum=1, maximum=PROCESSES_MAX) if table.has("processes") else None,
-            default=table.boolean("default", default=False) if table.has("default") else None,
-        )
-        for key in ("processes", "default"):
-            if not table.has(key):
-                table.take(key)
-        table.finish()
-        if name:
-            entries.append(entry)
-    reader.finish()
-    if not entries and not problems:
-        reader.problem("models", "at least one [[models]] with a name")
-    return entries
+def _resources(entry: Entry, package: Resources) -> Resources:
+    """The package's, but for what the deployment says."""
+    return Resources(
+        memory_bytes=entry.memory_bytes or package.memory_bytes,
+        cpus=entry.cpus or package.cpus,
+        threads=entry.threads or package.threads,
+    )
 
 
-def _package_directory(repository: Path, entry: _Entry) -> Path:
+def _package_directory(repository: Path, entry: Entry) -> Path:
     model = repository / entry.name
     if entry.name in (".", "..") or "/" in entry.name or not model.is_dir():
         known = ", ".join(path.name for path in model_directories(repository))
@@ -249,7 +243,7 @@ def _duplicates(packages: Sequence[Package]) -> Iterable[str]:
             )
 
 
-def _defaults(chosen: Sequence[tuple[_Entry, Package]], problems: list[str]) -> list[bool]:
+def _defaults(chosen: Sequence[tuple[Entry, Package]], problems: list[str]) -> list[bool]:
     """Which entries serve the paths without a version: the one that says so, else a model's highest version."""
     by_model: dict[str, list[int]] = {}
     for index, (_, package) in enumerate(chosen):

@@ -51,8 +51,33 @@ class RunDirectory:
 
     @property
     def deployment(self) -> Path:
-        """The deployment in force (JSON): what the front routes and control compares with."""
+        """What should run (JSON): written by commands, brought about by control."""
         return self.root / "deployment.json"
+
+    @property
+    def routing(self) -> Path:
+        """What the fronts serve (JSON), a deployment too: written by control, which follows the other one with it."""
+        return self.root / "routing.json"
+
+    @property
+    def reconciliation(self) -> Path:
+        """What control remembers of what it began (JSON)."""
+        return self.root / "reconciliation.json"
+
+    @property
+    def grants(self) -> Path:
+        """CPUs and memory of every process (JSON)."""
+        return self.root / "grants.json"
+
+    @property
+    def host(self) -> Path:
+        """Settings and programs of the host that runs (JSON)."""
+        return self.root / "host.json"
+
+    @property
+    def fronts(self) -> Path:
+        """Directory of the fronts' sockets for control."""
+        return self.root / "fronts"
 
     @property
     def supervisor_config(self) -> Path:
@@ -70,9 +95,23 @@ class RunDirectory:
         return self.root / "control.sock"
 
     @property
+    def history(self) -> Path:
+        """The last changes of what should run, one JSON document a line; it outlives the host."""
+        return self.root / "history.jsonl"
+
+    @property
+    def change_lock(self) -> Path:
+        """Held by whoever changes what should run."""
+        return self.root / "change.lock"
+
+    @property
     def lock(self) -> Path:
         """Held by `modelhost up` for as long as it runs."""
         return self.root / "lock"
+
+    def front_socket(self, index: int) -> Path:
+        """Where a front tells control what it serves."""
+        return self.fronts / f"{index}.sock"
 
     def slot_plan(self, program: str) -> Path:
         """What the launcher is told about one process, by the name that supervisord gives it."""

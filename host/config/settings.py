@@ -272,6 +272,8 @@ class LoadedSettings:
     settings: HostSettings
     sources: Mapping[str, Source]
     file: Path | None
+    deployment_file: Path
+    """The deployment file, there or not."""
 
 
 class _Unparsable(Exception):
@@ -350,7 +352,12 @@ def load_settings(
             given: dict[str, Any] = {name: found}
             settings = dataclasses.replace(settings, **given)
             sources[name] = Source(SourceKind.DEFAULT, f"default: {found.name} is there")
-    return LoadedSettings(settings=settings, sources=sources, file=file if present else None)
+    return LoadedSettings(
+        settings=settings,
+        sources=sources,
+        file=file if present else None,
+        deployment_file=settings.deployment or base / DEPLOYMENT_FILE,
+    )
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from host.config.deployment import Deployment
-from host.config.run_dir import FEATURES_GROUP, group_name
+from host.config.deployment import DeployedModel, Deployment
+from host.config.run_dir import FEATURES_GROUP
 from host.control.deaths import SlotDeaths
-from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus
+from host.control.reconcile import Failure, Memory
+from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, VersionState
 from host.supervisor import ProcessInfo, ProcessState
 
 
@@ -30,8 +31,64 @@ _NO_HISTORY: Final = SlotHistory()
 _NEVER: Final = Readiness(ready=False, pid=0, since=0.0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A model version, and where it stands."""
+
+    model: DeployedModel
+    state: VersionState
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """Everything that is there or should be."""
+
+    versions: tuple[Planned, ...]
+    generation: int = 0
+    told: bool = True
+    """The routing says of draining what it should."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way."""
+        failed = {one.model.name for one in self.versions if one.state is VersionState.FAILED}
+        return self.told and all(
+            one.state in (VersionState.SERVING, VersionState.FAILED)
+            or (one.state is VersionState.REPLACED and one.model.name in failed)
+            for one in self.versions
+        )
+
+
+def served(deployment: Deployment) -> Plans:
+    """What a host that starts is to become: everything is served from the beginning."""
+    return Plans(versions=tuple(Planned(model=model, state=VersionState.SERVING) for model in deployment.models))
+
+
+def plans_of(desired: Deployment, routed: Deployment, memory: Memory) -> Plans:
+    """Say where every version stands, those that should run first."""
+    routes = {model.group for model in routed.models}
+    wanted = {model.group for model in desired.models}
+    versions = []
+    for model in desired.models:
+        failure = memory.failed.get(model.group)
+        state = VersionState.SERVING if model.group in routes else VersionState.STARTING
+        if failure is not None and model.group not in routes:
+            state = VersionState.FAILED
+        versions.append(Planned(model=model, state=state, failure=failure))
+    replaced = [model for model in routed.models if model.group not in wanted]
+    leaving = [model for group, model in memory.known.items() if group not in wanted | routes]
+    versions += [Planned(model=model, state=VersionState.REPLACED) for model in replaced]
+    versions += [Planned(model=model, state=VersionState.LEAVING) for model in leaving]
+    return Plans(
+        versions=tuple(versions),
+        generation=memory.generation,
+        told=desired.draining == routed.draining,
+    )
+
+
 def compare(
-    deployment: Deployment,
+    plans: Plans,
     processes: Sequence[ProcessInfo],
     readiness: Mapping[str, Readiness],
     histories: Mapping[str, SlotHistory],
@@ -67,10 +124,14 @@ def compare(
 
     models: list[ModelStatus] = []
     wanted_programs: set[str] = set()
-    for model in deployment.models:
-        group = group_name(model.name, model.version)
-        programs = [f"{group}:{number}" for number in range(model.processes)]
+    idle_programs: set[str] = set()
+    """Slots that are declared for more processes than should run now."""
+    for planned in plans.versions:
+        model, failure = planned.model, planned.failure
+        group = model.group
+        programs = model.programs()
         wanted_programs.update(programs)
+        idle_programs.update(f"{group}:{number}" for number in range(model.processes, model.declared))
         seen = [readiness.get(program, _NEVER) for program in programs]
         slots = tuple(slot(program, one.ready, one.since) for program, one in zip(programs, seen, strict=True))
         models.append(
@@ -81,25 +142,39 @@ def compare(
                 wanted=model.processes,
                 ready=sum(one.ready for one in slots),
                 slots=slots,
-                reason=unready.get(group, ""),
+                state=planned.state,
+                reason=failure.reason if failure is not None else unready.get(group, ""),
+                log=failure.log if failure is not None else (),
             )
         )
     ours = [process for process in processes if process.group in HOST_GROUPS]
-    others = [p for p in processes if p.group not in HOST_GROUPS and p.program not in wanted_programs]
+    others = [
+        p
+        for p in processes
+        if p.group not in HOST_GROUPS
+        and p.program not in wanted_programs
+        and not (p.program in idle_programs and not p.state.alive)
+    ]
     host = tuple(slot(p.program, *_host_readiness(p, readiness)) for p in ours)
     fronts = [one.ready for one in host if one.name.startswith("front:")]
     features = [one.ready for one in host if one.name.startswith(f"{FEATURES_GROUP}:")]
     return HostStatus(
-        ready=all(model.ready >= model.wanted and not model.reason for model in models)
+        ready=all(model.ready >= model.wanted and not model.reason for model in models if _is_wanted(model))
         and bool(fronts)
         and all(fronts)
         and all(features),
-        wanted=sum(model.wanted for model in models),
-        ready_processes=sum(model.ready for model in models),
+        wanted=sum(model.wanted for model in models if _is_wanted(model)),
+        ready_processes=sum(model.ready for model in models if _is_wanted(model)),
         models=tuple(models),
         host=host,
         unwanted=tuple(slot(p.program, readiness.get(p.program, _NEVER).ready, 0.0) for p in others),
+        generation=plans.generation,
+        settled=plans.settled,
     )
+
+
+def _is_wanted(model: ModelStatus) -> bool:
+    return model.state in (VersionState.SERVING, VersionState.STARTING, VersionState.FAILED)
 
 
 def _host_readiness(process: ProcessInfo, readiness: Mapping[str, Readiness]) -> tuple[bool, float]:
@@ -113,5 +188,6 @@ def _host_readiness(process: ProcessInfo, readiness: Mapping[str, Readiness]) ->
 def not_ready(status: HostStatus) -> Iterable[SlotStatus]:
     """Every process that is wanted and not ready."""
     for model in status.models:
-        yield from (slot for slot in model.slots if not slot.ready)
+        if _is_wanted(model):
+            yield from (slot for slot in model.slots if not slot.ready)
     yield from (slot for slot in status.host if not slot.ready)

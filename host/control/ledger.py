@@ -10,9 +10,10 @@ from typing import Final
 
 import msgspec
 
-from host.config.deployment import Deployment
-from host.config.run_dir import RunDirectory, group_name
+from host.config.deployment import DeployedModel
+from host.config.run_dir import RunDirectory
 from host.control.deaths import Death, Memory, SlotDeaths
+from host.files import write_atomically
 from host.isolation.cgroups import CgroupError, CgroupTree, Leaf
 from host.protocol.errors import HostError
 from host.protocol.messages import Limits
@@ -40,14 +41,14 @@ class Ledger:
         run_dir: RunDirectory,
         supervisor: AsyncSupervisorClient,
         tree: CgroupTree | None,
-        deployment: Callable[[], Deployment],
+        known: Callable[[], Mapping[str, DeployedModel]],
         last_ready_pid: Mapping[str, int],
     ) -> None:
-        """`last_ready_pid`: by program name."""
+        """`known`: model versions by group; `last_ready_pid`: by program name."""
         self._run_dir = run_dir
         self._supervisor = supervisor
         self._tree = tree
-        self._deployment = deployment
+        self._known = known
         self._last_ready_pid = last_ready_pid
         self._kept = _read(run_dir.deaths)
         self._lock = asyncio.Lock()
@@ -78,11 +79,7 @@ class Ledger:
         return death.supervisord != self._kept.supervisord or death.serial > self._kept.serial
 
     def _limits(self) -> dict[str, Limits]:
-        try:
-            models = self._deployment().models
-        except HostError:
-            return {}
-        return {group_name(model.name, model.version): model.limits for model in models}
+        return {group: model.limits for group, model in self._known().items()}
 
     def _record(self, death: Death, limits: Mapping[str, Limits]) -> None:
         program = death.program
@@ -98,6 +95,12 @@ class Ledger:
             self._run_dir.slot_lives(program).unlink(missing_ok=True)
         else:
             logger.error("%s (pid %d): %s", program, death.pid, exit_status.reason)
+
+    def forget(self, group: str) -> None:
+        """A model version is gone, and what its slots died of."""
+        for program in [one for one in self._kept.slots if one.partition(":")[0] == group]:
+            del self._kept.slots[program]
+        _write(self._run_dir.deaths, self._kept)
 
     async def empty(self, program: str) -> None:
         """Kill what a stopped process left in its cgroup, unless the slot has started again."""
@@ -155,6 +158,4 @@ def _read(path: Path) -> _Kept:
 
 
 def _write(path: Path, kept: _Kept) -> None:
-    part = path.with_name(f".{path.name}.new")
-    part.write_bytes(msgspec.json.encode(kept))
-    part.replace(path)
+    write_atomically(path, msgspec.json.encode(kept))

@@ -17,18 +17,22 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from host.config.deployment import read_deployment
+from host.config.host_record import read_host_record
 from host.config.run_dir import RunDirectory
-from host.control.compare import SlotHistory, compare
+from host.control.compare import SlotHistory, compare, plans_of
 from host.control.events import DONE, READY, EventDecoder, StateEvent
+from host.control.groups import Groups
 from host.control.ledger import Ledger
 from host.control.probe import WorkerProbe
+from host.control.reconcile import Pace, starting_max
+from host.control.reconciler import Reconciler
 from host.control.status import Backoff, HostStatus
 from host.control.wake import wake_supervisor
 from host.isolation.backoff import read_lives
 from host.isolation.prepare import read_record
 from host.protocol.errors import HostError
 from host.supervisor import AsyncSupervisorClient
+from host.unix_http import listen_on_unix
 
 logger = logging.getLogger("modelhost.control")
 
@@ -56,24 +60,34 @@ class Control:
     def __init__(self, run_dir: RunDirectory) -> None:
         self._run_dir = run_dir
         self._supervisor = AsyncSupervisorClient(run_dir.supervisor_socket)
-        self.probe = WorkerProbe(run_dir.sockets, died=self._worker_died)
+        self.probe = WorkerProbe(run_dir.sockets, changed=self._something_changed, died=self._worker_died)
         record = read_record(run_dir)
         self._ledger = Ledger(
             run_dir,
             self._supervisor,
             record.tree if record is not None else None,
-            lambda: read_deployment(run_dir.deployment),
+            lambda: self.reconciler.memory.known,
             self.probe.last_ready_pid,
+        )
+        host_record = read_host_record(run_dir)
+        self.reconciler = Reconciler(
+            run_dir,
+            Groups(run_dir, host_record, self._supervisor),
+            self._supervisor,
+            self.probe.readiness,
+            self._ledger,
+            Pace(starting_max=starting_max(host_record.topology), drain_s=host_record.settings.drain_s),
         )
         self._starts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def status(self) -> HostStatus:
         """Compare. Raises `HostError` if supervisord does not answer, `ConfigError` without a deployment."""
-        deployment = read_deployment(self._run_dir.deployment)
+        reconciler = self.reconciler
         processes = await self._supervisor.processes()
         histories = {process.program: self._history(process.program) for process in processes}
-        return compare(deployment, processes, self.probe.readiness, histories, time.time(), self.probe.unready)
+        plans = plans_of(reconciler.desired(), reconciler.routed(), reconciler.memory)
+        return compare(plans, processes, self.probe.readiness, histories, time.time(), self.probe.unready)
 
     def _history(self, program: str) -> SlotHistory:
         lives = read_lives(self._run_dir.slot_lives(program))
@@ -81,6 +95,9 @@ class Control:
         if lives is not None and lives.short:
             backoff = Backoff(short_lives=lives.short, since=lives.since_s, until=lives.begins_s)
         return SlotHistory(starts=self._starts[program], deaths=self._ledger.slots.get(program), backoff=backoff)
+
+    def _something_changed(self) -> None:
+        self.reconciler.notice()
 
     def begin(self) -> None:
         """Write down what died while nobody listened."""
@@ -96,6 +113,7 @@ class Control:
 
     def _notice(self, event: StateEvent) -> None:
         logger.debug("%s: %s to %s", event.program, event.from_state, event.to_state)
+        self.reconciler.notice()
         if event.to_state == "STARTING":
             self._starts[event.program] += 1
         if event.to_state in _ENDED:
@@ -126,13 +144,14 @@ async def serve_control(options: ControlOptions) -> None:
 
     # 1. start
     control = Control(run_dir)
-    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(control.probe.run())]
+    watches = (control.probe.run(), control.reconciler.follow_desired(), control.reconciler.run())
+    tasks = [asyncio.create_task(stop.wait()), *(asyncio.create_task(one) for one in watches)]
     control.begin()
     if options.events:
         tasks.append(asyncio.create_task(control.listen_to_events()))
     runner = web.AppRunner(application(control), access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
-    await _listen(runner, run_dir.control_socket)
+    await listen_on_unix(runner, run_dir.control_socket)
     logger.info("answering on %s", run_dir.control_socket)
 
     # 2. serve; a watcher that ends is a defect, and ends the process with its reason
@@ -162,18 +181,6 @@ def application(control: Control) -> web.Application:
     app = web.Application()
     app.router.add_get("/status", status)
     return app
-
-
-async def _listen(runner: web.AppRunner, path: Path) -> None:
-    """Make the socket appear, its owner's alone from the start: bound under another name, then renamed."""
-    hidden = path.with_name(f".{path.name}.new")
-    hidden.unlink(missing_ok=True)
-    previous = os.umask(0o177)
-    try:
-        await web.UnixSite(runner, str(hidden)).start()
-    finally:
-        os.umask(previous)
-    hidden.rename(path)
 
 
 def _say(data: bytes) -> None:

@@ -80,6 +80,21 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """None unless its last lives were short."""
 
 
+class VersionState(enum.Enum):
+    """Where a model version stands."""
+
+    SERVING = "serving"
+    """The fronts route it, whether all of its processes are ready or not."""
+    STARTING = "starting"
+    """It should run, and is routed when all of its processes are ready."""
+    FAILED = "failed"
+    """It should run, and was given up: what was served before is served on."""
+    REPLACED = "replaced"
+    """It is served until what should run instead is ready."""
+    LEAVING = "leaving"
+    """It finishes what it has, and stops."""
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model version: wanted against ready."""
 
@@ -89,8 +104,11 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     wanted: int
     ready: int
     slots: tuple[SlotStatus, ...]
+    state: VersionState = VersionState.SERVING
     reason: str = ""
-    """Why it cannot serve although its processes are ready: its features cannot be read."""
+    """Why it was given up; or why it cannot serve although its processes are ready: its features cannot be read."""
+    log: tuple[str, ...] = ()
+    """Of a version that was given up: the last lines of the process that died."""
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,3 +125,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The fronts, control and the feature processes."""
     unwanted: tuple[SlotStatus, ...]
     """Processes that supervisord has and the deployment has not."""
+    generation: int = 0
+    """Of the desired state that control goes by."""
+    settled: bool = True
+    """Nothing is under way: what should run is served, or was given up, and nothing else is left."""

@@ -36,6 +36,7 @@ def main() -> int:
     )
     front = FrontOptions(
         run_dir=options.run_dir,
+        index=options.index,
         address=options.address,
         port=options.port,
         max_body_bytes=options.max_body_bytes,

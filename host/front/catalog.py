@@ -1,4 +1,4 @@
-"""Which model a path means: the deployment in force, indexed. Immutable; a new deployment is a new catalog."""
+"""Which model a path means: what the front serves, indexed. Immutable; another routing is another catalog."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ class Catalog:
 
     def __init__(self, deployment: Deployment) -> None:
         self.features = deployment.features
+        self.generation = deployment.generation
+        self.draining = deployment.draining
         self._versions: dict[str, dict[str, DeployedModel]] = {}
         self._defaults: dict[str, DeployedModel] = {}
         for model in deployment.models:

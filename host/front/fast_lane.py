@@ -64,6 +64,9 @@ class _Body:
     """A body that is still arriving."""
 
     plain: PlainHead
+    head: bytes
+    catalog: Catalog
+    """By which the head was read."""
     received_ns: int
     missing: int
     timer: asyncio.TimerHandle
@@ -98,6 +101,16 @@ class FastLane:
         self._keepalive_ns = int(keepalive_s * _NS_PER_S)
         self._heads: dict[bytes, PlainHead] = {}
         self._empty = asyncio.Event()
+
+    @property
+    def catalog(self) -> Catalog:
+        """What paths mean now."""
+        return self._catalog
+
+    @catalog.setter
+    def catalog(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._heads.clear()
 
     def read_head(self, head: bytes) -> PlainHead | None:
         """Read a head, or remember it from before."""
@@ -243,6 +256,7 @@ class FastConnection(asyncio.Protocol):
                 else:
                     self._leave(beginning)
                 return
+            head_start = start
             plain = lane.read_head(data[start:end])
             if plain is None:
                 self._leave(data[start:])
@@ -251,7 +265,7 @@ class FastConnection(asyncio.Protocol):
             self._head_ns = 0
             start = end + plain.content_length
             if start > size:
-                self._await_body(plain, data[end:], now_ns)
+                self._await_body(plain, data[head_start:end], data[end:], now_ns)
                 return
             self._begin(plain, data[end:start], now_ns)
 
@@ -288,9 +302,9 @@ class FastConnection(asyncio.Protocol):
         )
 
     # -- bodies that come in parts --------------------------------------------------------------------------
-    def _await_body(self, plain: PlainHead, first: bytes, now_ns: int) -> None:
+    def _await_body(self, plain: PlainHead, head: bytes, first: bytes, now_ns: int) -> None:
         timer = self._lane.loop.call_later(plain.timeout_ns / _NS_PER_S, self._body_late)
-        self._body = _Body(plain, now_ns, plain.content_length, timer)
+        self._body = _Body(plain, head, self._lane.catalog, now_ns, plain.content_length, timer)
         self._more_body(self._body, first)
 
     def _more_body(self, body: _Body, data: bytes) -> bytes:
@@ -306,12 +320,38 @@ class FastConnection(asyncio.Protocol):
         body.parts.append(part)
         if body.missing:
             return b""
-        call = self._call(body.plain, b"".join(body.parts), body.received_ns)
+        received = b"".join(body.parts)
+        try:
+            is_ours = body.catalog is self._lane.catalog or self._read_again(body)
+        except Overloaded as error:
+            self._refuse_body(body, error)
+            return b""
+        if not is_ours:
+            self._end_body()
+            self._leave(body.head + received + rest)
+            return b""
+        call = self._call(body.plain, received, body.received_ns)
         body.timer.cancel()
         self._body = None
         self._calls.append(call)
         self._lane.gateway.submit(call, time.monotonic_ns())
         return rest
+
+    def _read_again(self, body: _Body) -> bool:
+        """The catalog has changed while a body arrived: what its path means now. False: nothing, for this lane.
+
+        Raises `Overloaded`.
+        """
+        plain = self._lane.read_head(body.head)
+        if plain is None:
+            return False
+        if plain.pool != body.plain.pool:
+            self._lane.budget.give_back(body.taken, body.plain.pool)
+            body.taken = 0
+            body.plain = plain
+            self._lane.budget.take(plain.content_length, plain.pool)
+            body.taken = plain.content_length
+        return True
 
     def _body_late(self) -> None:
         if self._body is not None:

@@ -7,8 +7,9 @@ import hashlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from host.config.deployment import DeployedModel
 from host.config.run_dir import FEATURES_GROUP, group_name
@@ -87,7 +88,7 @@ where it can still expire."""
 class Gateway:
     """Runs calls on workers. Implements `LinkOwner`; everything happens on one event loop."""
 
-    def __init__(self, models: Iterable[DeployedModel], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, models: Iterable[DeployedModel] = ()) -> None:
         self._loop = loop
         self.dispatcher = Dispatcher()
         self._featured: dict[PoolKey, str] = {}
@@ -95,16 +96,30 @@ class Gateway:
         self._unready: dict[int, dict[str, str]] = {}
         """Feature process -> models that it cannot serve, by group, and why."""
         self.dispatcher.declare(FEATURES_POOL, FEATURES_LIMITS, "the feature service")
-        for model in models:
-            key = (model.name, model.version)
-            self.dispatcher.declare(key, model.limits)
-            if any(spec.features for spec in model.signature.inputs):
-                self._featured[key] = group_name(*key)
         self._sequences = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Result]] = {}
         self._links: dict[int, Link] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._deadline_ns = 0
+        self.serve(models)
+
+    def serve(self, models: Iterable[DeployedModel]) -> None:
+        """Take requests for these model versions. What others still have is finished as if nothing had changed."""
+        served = {(model.name, model.version): model for model in models}
+        for key, model in served.items():
+            self.dispatcher.declare(key, model.limits)
+        self._featured = {
+            key: group_name(*key)
+            for key, model in served.items()
+            if any(spec.features for spec in model.signature.inputs)
+        }
+        self.dispatcher.keep_only({FEATURES_POOL, *served})
+
+    def busy(self) -> Counter[PoolKey]:
+        """How many calls each model version has here, those whose features are being read included."""
+        calls = cast("Iterable[Call]", self.dispatcher.pending.values())
+        owners = (call.client.call if isinstance(call.client, _Completion) else call for call in calls)
+        return Counter(call.pool for call in owners)
 
     @property
     def in_flight(self) -> int:
@@ -298,24 +313,24 @@ def _frame(call: Call) -> bytes:
 class _Completion:
     """Waits for the features of one call. Implements `Client`."""
 
-    __slots__ = ("_call", "_gateway")
+    __slots__ = ("_gateway", "call")
 
     def __init__(self, gateway: Gateway, call: Call) -> None:
         self._gateway = gateway
-        self._call = call
+        self.call = call
 
     def answered(self, reading: Call, head: ResponseHead, body: bytes) -> None:
         """Go on with what was found; an error, which names what could not be, is the call's answer."""
         if head.status == _OK:
-            self._gateway.completed(self._call, body or None)
+            self._gateway.completed(self.call, body or None)
         else:
-            self._call.reading = None
-            self._call.client.answered(self._call, head, body)
+            self.call.reading = None
+            self.call.client.answered(self.call, head, body)
 
     def refused(self, reading: Call, error: RequestError) -> None:
         """The feature service has no answer, which refuses the call."""
-        self._call.reading = None
-        self._call.client.refused(self._call, error)
+        self.call.reading = None
+        self.call.client.refused(self.call, error)
 
 
 def _log_poison(call: Call, error: PoisonRequest) -> None:

@@ -65,7 +65,8 @@ class Handler:
         request_ids: RequestIds,
         max_body_bytes: int,
     ) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
+        """What paths mean now."""
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
         self._budget = budget
@@ -74,7 +75,7 @@ class Handler:
 
     def ready(self) -> bool:
         """Whether every deployed model has a warm worker, and the front is not about to stop."""
-        return not self.stopping and all(map(self._is_ready, self._catalog))
+        return not self.stopping and not self.catalog.draining and all(map(self._is_ready, self.catalog))
 
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
@@ -112,15 +113,18 @@ class Handler:
     async def _infer(
         self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
     ) -> Response:
-        model = self._catalog.find(route.model, route.version)
+        catalog = self.catalog
+        model = catalog.find(route.model, route.version)
         headers = request.headers
         deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), model.limits.timeout_ms)
         accept = headers.get("Accept")
         is_v2 = route.endpoint is Endpoint.INFER
         json_bytes = inference_header(headers.get(INFERENCE_HEADER)) if is_v2 else NO_JSON_HEADER
-        key = (model.name, model.version)
-        body = await read_body(request, self._max_body_bytes, self._budget, key, deadline_ns)
+        held_for = (model.name, model.version)
+        body = await read_body(request, self._max_body_bytes, self._budget, held_for, deadline_ns)
         try:
+            if self.catalog is not catalog:  # it changed while the body arrived
+                model = self.catalog.find(route.model, route.version)
             if is_v2:
                 asked_ns = body_timeout_ns(body, encoding, json_bytes)
                 if asked_ns is not None:
@@ -128,7 +132,7 @@ class Handler:
             waiting = _Waiting()
             call = Call(
                 client=waiting,
-                pool=key,
+                pool=(model.name, model.version),
                 deadline_ns=deadline_ns,
                 size_bytes=len(body),
                 operation=Operation.INFER if is_v2 else Operation.PREDICT,
@@ -142,7 +146,7 @@ class Handler:
             )
             head, answer = await self._result(call, waiting)
         finally:
-            self._budget.give_back(len(body), key)
+            self._budget.give_back(len(body), held_for)
         return await _answer_response(request, request_id, head, answer)
 
     async def _features(
@@ -195,7 +199,7 @@ class Handler:
     async def _document(
         self, request: BaseRequest, route: Route, encoding: Encoding, received_ns: int
     ) -> tuple[int, Any]:
-        catalog = self._catalog
+        catalog = self.catalog
         endpoint = route.endpoint
         match endpoint:
             case Endpoint.LIVE:

@@ -23,6 +23,7 @@ from host.front.fast_lane import LINGER_S, SWEEP_S, WRITE_TIMEOUT_S, FastConnect
 from host.front.gateway import Gateway
 from host.front.handler import Handler
 from host.front.headers import RequestIds
+from host.front.routing import Routing
 from host.links import LinkDirectory
 from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
@@ -43,6 +44,7 @@ class FrontOptions:
     """What one front process is told."""
 
     run_dir: Path
+    index: int
     address: str
     port: int
     max_body_bytes: int
@@ -61,8 +63,8 @@ async def serve_front(options: FrontOptions) -> None:
 
     # 1. start
     run_dir = RunDirectory(options.run_dir)
-    catalog = Catalog(read_deployment(run_dir.deployment))
-    gateway = Gateway(catalog, loop)
+    catalog = Catalog(read_deployment(run_dir.routing))
+    gateway = Gateway(loop, catalog)
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
     request_ids = RequestIds()
     handler = Handler(catalog, gateway, budget, request_ids, options.max_body_bytes)
@@ -79,16 +81,19 @@ async def serve_front(options: FrontOptions) -> None:
     )
     if options.fast_lane:
         http.fast_lane = lane
-    sweeps = [asyncio.create_task(lane.sweep()), asyncio.create_task(http.sweep())]
+    routing = Routing(run_dir, handler, lane, gateway)
+    answering = await routing.answer_control(options.index)
+    chores = [asyncio.create_task(one) for one in (routing.follow(), lane.sweep(), http.sweep())]
     settle_memory()
     listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
     logger.info("listening on %s port %d", options.address, options.port)
 
     # 2. serve
     ended = asyncio.create_task(stop.wait())
-    await asyncio.wait((ended, links), return_when=asyncio.FIRST_COMPLETED)
-    if links.done():
-        links.result()
+    await asyncio.wait((ended, links, *chores), return_when=asyncio.FIRST_COMPLETED)
+    for task in (links, *chores):
+        if task.done():
+            task.result()
 
     # 3. drain: not ready any more, no new connections, idle ones closed, requests in hand answered
     logger.info("draining: %d requests in hand", gateway.in_flight)
@@ -100,9 +105,11 @@ async def serve_front(options: FrontOptions) -> None:
     await http.server.shutdown(max(0.0, options.drain_s - (time.monotonic() - draining)))
 
     # 4. stop
-    for task in (links, *sweeps):
+    for task in (links, *chores):
         task.cancel()
-    await asyncio.gather(links, *sweeps, return_exceptions=True)
+    await asyncio.gather(links, *chores, return_exceptions=True)
+    await answering.cleanup()
+    run_dir.front_socket(options.index).unlink(missing_ok=True)
     logger.info("stopped")
 
 

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 from host.config.deployment import Deployment
 from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
+from host.files import write_atomically
 from host.isolation.cgroups import CgroupError, CgroupTree, Limits, hierarchy_for
-from host.isolation.plan import SlotPlan, ViewPlan, plain_plan, write_plan
+from host.isolation.plan import SlotPlan, ViewPlan, plain_plan, read_plan, write_plan
 from host.isolation.planning import Abilities, Layout, slot_plans, user_ids, writable_directories
 from host.placement import Grant
 from host.protocol.errors import ConfigError, HostError
@@ -39,6 +40,9 @@ class Record(NamedTuple):
     """0: no cgroups."""
     tops: dict[str, str]
     missing: list[str]
+    namespaces: bool = False
+    user: bool = False
+    protected: bool = False
 
     @property
     def tree(self) -> CgroupTree | None:
@@ -46,6 +50,17 @@ class Record(NamedTuple):
         if not self.cgroup_version:
             return None
         return CgroupTree(self.cgroup_version, {name: Path(path) for name, path in self.tops.items()})
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the host allows."""
+        return Abilities(
+            tree=self.tree,
+            namespaces=self.namespaces,
+            user=self.user,
+            protected=self.protected,
+            missing=tuple(self.missing),
+        )
 
 
 def read_record(run_dir: RunDirectory) -> Record | None:
@@ -64,30 +79,67 @@ def launcher_path(code_root: Path) -> Path:
 def prepare(
     settings: HostSettings, deployment: Deployment, grants: Mapping[str, Grant], code_root: Path, model_python: Path
 ) -> tuple[str, ...]:
-    """Make cgroups and plans. Return what is missing, which is nothing if isolation is required.
+    """Find out what this host allows, and make cgroups and plans.
 
-    Raises `ConfigError` with everything that is missing if it is.
+    Return what is missing, which is nothing if isolation is required. Raises `ConfigError` with everything that is
+    missing if it is.
     """
     run_dir = RunDirectory(settings.run_dir)
     tree, reason = _find_tree(settings)
-    _write_record(run_dir, settings, tree, [])  # before anything is made, so that it is found again whatever happens
-    prefixes = {python: interpreter_directories(python) for python in _pythons(deployment, model_python)}
-    layout = Layout(code_root=code_root, model_python=model_python, prefixes=prefixes)
+    # Before anything is made, so that it is found again whatever happens.
+    _write_record(run_dir, settings, Abilities(tree=tree, namespaces=False, user=False, protected=False))
+    layout = Layout(
+        code_root=code_root,
+        model_python=model_python,
+        prefixes={python: interpreter_directories(python) for python in pythons(deployment, model_python)},
+    )
     abilities = _abilities(run_dir, settings, tree, reason, layout)
-    _write_record(run_dir, settings, abilities.tree, abilities.missing)
+    _write_record(run_dir, settings, abilities)
     if abilities.missing and settings.isolation == "required":
         raise ConfigError(*(f'isolation = "required", and this host does not allow {one}' for one in abilities.missing))
+    prepare_processes(settings, deployment, grants, abilities, layout)
+    return abilities.missing
+
+
+def prepare_processes(
+    settings: HostSettings,
+    deployment: Deployment,
+    grants: Mapping[str, Grant],
+    abilities: Abilities,
+    layout: Layout,
+) -> None:
+    """Make what every process needs before it starts, and give what runs already its grants of now.
+
+    Raises `CgroupError` and `OSError`.
+    """
+    run_dir = RunDirectory(settings.run_dir)
     plans = slot_plans(settings, deployment, grants, abilities, layout)
-    if abilities.tree is not None:
+    tree = abilities.tree
+    if tree is not None:
         weights: Counter[str] = Counter()
         for program in plans:
             weights[program.partition(":")[0]] += grants[program].weight
         for group, weight in weights.items():
-            abilities.tree.make_group(group, weight)
+            tree.make_group(group, weight)
     for program, plan in plans.items():
-        write_plan(run_dir.slot_plan(program), plan)
+        path = run_dir.slot_plan(program)
+        if plan == _plan_in_force(path):
+            continue
+        if tree is not None and plan.cgroup is not None:
+            group, _, slot = program.partition(":")
+            leaf = tree.leaf(group, slot or "0")
+            if leaf.path.is_dir():
+                cgroup = plan.cgroup
+                leaf.make(Limits(cgroup.memory_bytes, cgroup.pids_max, cgroup.cpu_weight, cgroup.cpus))
+        write_plan(path, plan)
     _make_directories(run_dir, settings, deployment, own_users=abilities.user)
-    return abilities.missing
+
+
+def _plan_in_force(path: Path) -> SlotPlan | None:
+    try:
+        return read_plan(path)
+    except (OSError, ValueError):
+        return None
 
 
 def clear(run_dir: RunDirectory) -> None:
@@ -197,7 +249,8 @@ def _try(run_dir: RunDirectory, layout: Layout, python: str, plan: SlotPlan) -> 
     return last.rpartition("this step failed: ")[2]
 
 
-def _pythons(deployment: Deployment, model_python: Path) -> Iterable[str]:
+def pythons(deployment: Deployment, model_python: Path) -> Iterable[str]:
+    """Every interpreter that runs a worker."""
     return dict.fromkeys([str(model_python), *(model.python for model in deployment.models if model.python)])
 
 
@@ -239,15 +292,15 @@ def _make_directories(
             os.chown(path, users[group], users[group], follow_symlinks=False)
 
 
-def _write_record(
-    run_dir: RunDirectory, settings: HostSettings, tree: CgroupTree | None, missing: Iterable[str]
-) -> None:
+def _write_record(run_dir: RunDirectory, settings: HostSettings, abilities: Abilities) -> None:
+    tree = abilities.tree
     record = Record(
         isolation=settings.isolation,
         cgroup_version=tree.version if tree is not None else 0,
         tops={name: str(path) for name, path in tree.tops.items()} if tree is not None else {},
-        missing=list(missing),
+        missing=list(abilities.missing),
+        namespaces=abilities.namespaces,
+        user=abilities.user,
+        protected=abilities.protected,
     )
-    part = run_dir.isolation.with_name(f".{run_dir.isolation.name}.new")
-    part.write_text(json.dumps(record._asdict(), indent=1) + "\n", "utf-8")
-    part.replace(run_dir.isolation)
+    write_atomically(run_dir.isolation, json.dumps(record._asdict(), indent=1).encode() + b"\n")

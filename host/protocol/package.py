@@ -254,16 +254,19 @@ def _features(tensor: TableReader) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _resources(reader: TableReader) -> Resources:
+def read_cpus(reader: TableReader) -> int | str | None:
+    """The key `cpus`: a number, or a set as the kernel writes it; None if it is not there."""
     cpus = reader.take("cpus")
-    if cpus is None:
-        cpus = 1
-    if not ((type(cpus) is int and cpus >= 1) or (isinstance(cpus, str) and _CPU_SET.fullmatch(cpus))):
-        reader.problem("cpus", 'a number of CPUs >= 1, or a set such as "2-3"', cpus)
-        cpus = 1
+    if cpus is None or (type(cpus) is int and cpus >= 1) or (isinstance(cpus, str) and _CPU_SET.fullmatch(cpus)):
+        return cpus
+    reader.problem("cpus", 'a number of CPUs >= 1, or a set such as "2-3"', cpus)
+    return None
+
+
+def _resources(reader: TableReader) -> Resources:
     resources = Resources(
         memory_bytes=reader.size_bytes("memory", default="512MiB"),
-        cpus=cpus,
+        cpus=read_cpus(reader) or 1,
         threads=reader.integer("threads", default=1, minimum=1, maximum=THREADS_MAX),
     )
     reader.finish()

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from supervisor.options import ClientOptions, ServerOptions
 
 from host.config.deployment import DeployedModel, Deployment
+from host.config.host_record import Programs
 from host.config.settings import HostSettings, resolve_settings
 from host.protocol.messages import Limits
 from host.protocol.types import Signature, TensorSpec
-from supervisor_conf.render import HEAP_KEPT_BYTES, Programs, argument, literal, open_files, render, stop_wait_s
+from supervisor_conf.render import HEAP_KEPT_BYTES, argument, literal, open_files, render, stop_wait_s
 
 SPEC = TensorSpec("x", "FP64", (-1, 1))
 PROGRAMS = Programs(

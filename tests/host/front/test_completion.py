@@ -62,7 +62,7 @@ def hello(name: str, version: str) -> Hello:
 
 class Bench:
     def __init__(self, *, features: bool = True, worker: bool = True) -> None:
-        self.gateway = Gateway([MODEL], asyncio.get_running_loop())
+        self.gateway = Gateway(asyncio.get_running_loop(), [MODEL])
         self.features: Any = Link(1, "features:0")
         self.worker: Any = Link(2, "m.v1:0")
         self.client = Client()

@@ -1,0 +1,63 @@
+"""Settings and programs of the host that runs: `up` writes them for control, whatever files and flags they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from host.config.run_dir import RunDirectory
+from host.config.settings import HostSettings
+from host.files import write_atomically
+from host.placement import Topology
+from host.protocol.errors import ConfigError
+
+
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    """Interpreters and code, as absolute paths."""
+
+    host_python: Path
+    """Runs the front and control."""
+    model_python: Path
+    """Runs the workers of models without an environment of their own."""
+    code_root: Path
+    """The directory that holds the packages `host`, `feature_io` and `models`."""
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `modelhost up` was started with."""
+
+    settings: HostSettings
+    programs: Programs
+    deployment_file: Path
+    """What says what runs, there or not: without it that is the newest version of every model."""
+    topology: Topology
+    """What the host may use: control itself may use less."""
+
+
+def write_host_record(run_dir: RunDirectory, record: HostRecord) -> None:
+    """Write it, atomically."""
+    write_atomically(run_dir.host, msgspec.json.encode(record, enc_hook=_path_to_text))
+
+
+def read_host_record(run_dir: RunDirectory) -> HostRecord:
+    """Read what `write_host_record` wrote. Raises `ConfigError`."""
+    try:
+        return msgspec.json.decode(run_dir.host.read_bytes(), type=HostRecord, dec_hook=_text_to_path)
+    except OSError as error:
+        raise ConfigError(f"{run_dir.host}: cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{run_dir.host}: not the record of a host: {error}") from error
+
+
+def _path_to_text(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+def _text_to_path(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(kind)

@@ -1,0 +1,348 @@
+"""What to do next, so that the host becomes what it should be. Pure: desired, routed and actual state in, actions out.
+
+Nothing here knows how far a rollout has come: that follows, each time anew, from what should run, what the fronts
+serve, and what supervisord has. So whoever dies at any point, the next look goes on from what is there.
+
+| a model version is                        | and                             | then                                   |
+|-------------------------------------------|---------------------------------|----------------------------------------|
+| desired, not known to supervisord         |                                 | declare it                             |
+| desired or routed, a slot of it stopped   | nobody else stopped it          | start it, a few at a time              |
+| desired, not routed                       | a process of it died            | failed, and with it the model's change |
+| desired, not routed                       | all versions desired are ready  | route the model as desired             |
+| routed, not desired                       | its successors are not ready    | leave it as it is                      |
+| neither desired (or failed) nor routed    | a front has calls of it         | wait, for the drain at most            |
+| neither desired (or failed) nor routed    | no front has                    | stop its slots, then remove it         |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import msgspec
+
+from host.config.deployment import DeployedModel, Deployment
+from host.control.status import ExitStatus
+from host.placement import Topology
+from host.supervisor import ProcessState
+
+T = TypeVar("T")
+
+START_MARGIN_S: Final = 15.0
+"""Beyond the `startup_s` that each of a version's processes has: launcher and interpreter, on a busy machine."""
+
+
+# -- what there is --------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotActual:
+    """One slot as supervisord has it."""
+
+    state: ProcessState
+    ready: bool = False
+    started_at: float = 0.0
+    """Seconds since the epoch; 0: never by this supervisord."""
+    spawn_error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontActual:
+    """One front that runs."""
+
+    generation: int | None
+    """Of the routing that it serves; None: it does not say."""
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """Calls that wait for their answer, by model version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actual:
+    """What there is now."""
+
+    slots: Mapping[str, Mapping[int, SlotActual]]
+    """Model version, as `churn.v3`, to its slots."""
+    fronts: Sequence[FrontActual] = ()
+    exits: Mapping[str, ExitStatus] = field(default_factory=dict)
+    """The last death of every slot, by program."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a version did not become part of what is served."""
+
+    at: float
+    reason: str
+    program: str = ""
+    log: tuple[str, ...] = ()
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What cannot be seen anew after control's death, and so is kept in a file."""
+
+    generation: int = 0
+    """Of the desired state that the rest belongs to."""
+    known: dict[str, DeployedModel] = {}
+    """What supervisord's configuration holds, by group."""
+    begun: dict[str, float] = {}
+    """When a version that is not routed yet was declared."""
+    unrouted: dict[str, float] = {}
+    """When a version ceased to be routed."""
+    started: frozenset[str] = frozenset()
+    """Programs that control started and has not stopped: one that is stopped all the same is an operator's."""
+    failed: dict[str, Failure] = {}
+    """By group; forgotten with the next change of the desired state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Limits of the host."""
+
+    starting_max: int
+    """Processes that may load at a time."""
+    drain_s: float
+
+
+def starting_max(topology: Topology) -> int:
+    """Loading takes a CPU each, and memory of its own."""
+    return max(2, len(topology.cpus))
+
+
+# -- what to do -----------------------------------------------------------------------------------------------
+class Declare(msgspec.Struct, frozen=True):
+    """Make a version known to supervisord, or one that it knows with more slots; nothing starts."""
+
+    model: DeployedModel
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start a slot."""
+
+    program: str
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Stop a slot: its worker finishes what it has."""
+
+    program: str
+
+
+class Remove(msgspec.Struct, frozen=True):
+    """Forget a version, with its cgroups, sockets and plans. Its slots are stopped."""
+
+    group: str
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Have the fronts serve this."""
+
+    routing: Deployment
+
+
+class Fail(msgspec.Struct, frozen=True):
+    """Give a version up."""
+
+    group: str
+    failure: Failure
+
+
+Action = Declare | Start | Stop | Remove | Route | Fail
+
+
+def begin(memory: Memory, desired: Deployment, actual: Actual) -> Memory:
+    """What is remembered, brought up to the desired state and to what runs.
+
+    With a new desired state what failed is tried again, and what an operator stopped is started again.
+    """
+    alive = frozenset(
+        f"{group}:{number}"
+        for group, slots in actual.slots.items()
+        for number, slot in slots.items()
+        if slot.state.alive and slot.state is not ProcessState.STOPPING
+    )
+    if memory.generation != desired.generation:
+        return msgspec.structs.replace(memory, generation=desired.generation, started=alive, begun={}, failed={})
+    return msgspec.structs.replace(memory, started=memory.started | alive)
+
+
+def decide(
+    desired: Deployment, routed: Deployment, actual: Actual, memory: Memory, now: float, pace: Pace
+) -> list[Action]:
+    """What can be done now; what has to wait for something comes with a later look. `now`: seconds since the epoch."""
+    wanted = _by_model(desired)
+    served = _by_model(routed)
+    actions: list[Action] = []
+    failed = dict(memory.failed)
+    for group, failure in _failures(desired, routed, actual, memory, now):
+        failed[group] = failure
+        actions.append(Fail(group, failure))
+    running: dict[str, DeployedModel] = {model.group: model for model in routed.models}
+    routing: list[DeployedModel] = []
+    for name in dict.fromkeys([*wanted, *served]):
+        versions = wanted.get(name, [])
+        given_up = any(model.group in failed for model in versions)
+        if not given_up:
+            running.update((model.group, model) for model in versions)
+        before = served.get(name, [])
+        routing += versions if not given_up and _can_be_routed(versions, before, actual) else before
+    if tuple(routing) != routed.models or desired.draining != routed.draining:
+        generation = routed.generation + 1
+        actions.append(Route(msgspec.structs.replace(desired, models=tuple(routing), generation=generation)))
+    actions += _declarations(running.values(), {model.group for model in routed.models}, memory, actual)
+    actions += _starts(running.values(), actual, memory, pace.starting_max, now)
+    actions += _surplus(running.values(), actual)
+    leaving = [group for group in dict.fromkeys([*memory.known, *actual.slots]) if group not in running]
+    actions += _departures(leaving, routed.generation, actual, memory, now, pace)
+    return actions
+
+
+def noted(memory: Memory, action: Action, routed: Deployment, now: float) -> Memory:
+    """What is remembered once an action is done. `routed`: what was, before it."""
+    replace = msgspec.structs.replace
+    match action:
+        case Declare(model):
+            is_routed = any(one.group == model.group for one in routed.models)
+            begun = memory.begun if is_routed else {model.group: now} | memory.begun
+            return replace(memory, known=memory.known | {model.group: model}, begun=begun)
+        case Start(program):
+            return replace(memory, started=memory.started | {program})
+        case Stop(program):
+            return replace(memory, started=memory.started - {program})
+        case Fail(group, failure):
+            return replace(memory, failed=memory.failed | {group: failure})
+        case Route(routing):
+            groups = {model.group for model in routing.models}
+            gone = {model.group: now for model in routed.models if model.group not in groups}
+            return replace(
+                memory,
+                unrouted=_without(memory.unrouted, groups) | gone,
+                begun=_without(memory.begun, groups),
+            )
+        case Remove(group):
+            return replace(
+                memory,
+                known=_without(memory.known, {group}),
+                begun=_without(memory.begun, {group}),
+                unrouted=_without(memory.unrouted, {group}),
+                started=frozenset(one for one in memory.started if one.partition(":")[0] != group),
+            )
+
+
+def _by_model(deployment: Deployment) -> dict[str, list[DeployedModel]]:
+    models: dict[str, list[DeployedModel]] = {}
+    for model in deployment.models:
+        models.setdefault(model.name, []).append(model)
+    return models
+
+
+def _without(mapping: Mapping[str, T], keys: Iterable[str]) -> dict[str, T]:
+    gone = set(keys)
+    return {key: value for key, value in mapping.items() if key not in gone}
+
+
+def _can_be_routed(versions: Iterable[DeployedModel], before: Sequence[DeployedModel], actual: Actual) -> bool:
+    """Whether every version is served already, or has all its processes ready."""
+    groups = {model.group for model in before}
+    return all(model.group in groups or _ready(model, actual) >= model.processes for model in versions)
+
+
+def _ready(model: DeployedModel, actual: Actual) -> int:
+    slots = actual.slots.get(model.group, {})
+    return sum(slots[number].ready for number in range(model.processes) if number in slots)
+
+
+# -- a version that does not start ----------------------------------------------------------------------------
+def _failures(
+    desired: Deployment, routed: Deployment, actual: Actual, memory: Memory, now: float
+) -> Iterator[tuple[str, Failure]]:
+    """New versions that cannot be served: a process of theirs died, or was not ready in time."""
+    served = {model.group for model in routed.models}
+    for model in desired.models:
+        group = model.group
+        if group in served or group in memory.failed or group not in memory.begun:
+            continue
+        failure = _failure(model, actual, memory.begun[group], now)
+        if failure is not None:
+            yield group, failure
+
+
+def _failure(model: DeployedModel, actual: Actual, begun: float, now: float) -> Failure | None:
+    slots = actual.slots.get(model.group, {})
+    for program in model.programs():
+        died = actual.exits.get(program)
+        if died is not None and died.at >= begun:
+            return Failure(at=now, program=program, reason=died.reason, log=died.log)
+        slot = slots.get(int(program.rpartition(":")[2]))
+        if slot is not None and slot.state is ProcessState.FATAL:
+            return Failure(at=now, program=program, reason=slot.spawn_error or "supervisord has given it up")
+    limit_s = model.processes * (model.limits.startup_s + START_MARGIN_S)
+    if now - begun > limit_s:
+        return Failure(at=now, reason=f"{_ready(model, actual)} of {model.processes} are ready after {limit_s:.0f} s")
+    return None
+
+
+# -- what runs ------------------------------------------------------------------------------------------------
+def _declarations(
+    running: Iterable[DeployedModel], routed: Container[str], memory: Memory, actual: Actual
+) -> Iterator[Action]:
+    for model in running:
+        group = model.group
+        has_slots = len(actual.slots.get(group, ())) >= model.declared
+        if not has_slots or memory.known.get(group) != model or not (group in routed or group in memory.begun):
+            yield Declare(model)
+
+
+def _starts(
+    running: Iterable[DeployedModel], actual: Actual, memory: Memory, starting_max: int, now: float
+) -> Iterator[Action]:
+    starting = 0
+    stopped: list[str] = []
+    for model in running:
+        slots = actual.slots.get(model.group, {})
+        for number in range(model.processes):
+            slot = slots.get(number)
+            if slot is None:
+                continue
+            program = f"{model.group}:{number}"
+            if slot.state is ProcessState.STOPPED:
+                if not slot.started_at or program not in memory.started:
+                    stopped.append(program)
+            elif slot.state.alive and not slot.ready and now - slot.started_at < model.limits.startup_s:
+                starting += 1
+    for program in stopped[: max(0, starting_max - starting)]:
+        yield Start(program)
+
+
+def _surplus(running: Iterable[DeployedModel], actual: Actual) -> Iterator[Action]:
+    """Slots beyond those that should run, once one of these is ready."""
+    for model in running:
+        if model.processes and not _ready(model, actual):
+            continue
+        for number, slot in actual.slots.get(model.group, {}).items():
+            if number >= model.processes and _can_be_stopped(slot):
+                yield Stop(f"{model.group}:{number}")
+
+
+def _departures(
+    leaving: Iterable[str], routed_generation: int, actual: Actual, memory: Memory, now: float, pace: Pace
+) -> Iterator[Action]:
+    for group in leaving:
+        unrouted_at = memory.unrouted.get(group)
+        if unrouted_at is not None and now - unrouted_at < pace.drain_s:
+            serving = [front for front in actual.fronts if _may_have(front, group, routed_generation)]
+            if serving:
+                continue
+        slots = actual.slots.get(group, {})
+        if not any(slot.state.alive for slot in slots.values()):
+            yield Remove(group)
+            continue
+        for number, slot in slots.items():
+            if _can_be_stopped(slot):
+                yield Stop(f"{group}:{number}")
+
+
+def _may_have(front: FrontActual, group: str, routed_generation: int) -> bool:
+    """Whether a front has calls of a version, or may still get some."""
+    return front.generation is None or front.generation < routed_generation or bool(front.calls.get(group))
+
+
+def _can_be_stopped(slot: SlotActual) -> bool:
+    return slot.state.alive and slot.state is not ProcessState.STOPPING

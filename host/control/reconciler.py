@@ -1,0 +1,246 @@
+"""Makes the host what it should be: looks, has `reconcile` decide, acts, and looks again. One at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from host.config.deployment import Deployment, read_deployment, write_deployment
+from host.config.run_dir import RunDirectory, group_name
+from host.control.compare import HOST_GROUPS, plans_of
+from host.control.groups import Groups, models_of
+from host.control.ledger import Ledger
+from host.control.reconcile import (
+    Action,
+    Actual,
+    Declare,
+    Fail,
+    Failure,
+    FrontActual,
+    Memory,
+    Pace,
+    Remove,
+    Route,
+    SlotActual,
+    Start,
+    Stop,
+    begin,
+    decide,
+    noted,
+)
+from host.control.status import Readiness
+from host.files import write_atomically
+from host.front.state import FrontState
+from host.protocol.errors import ConfigError, HostError
+from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState
+from host.unix_http import get
+from host.watch import replacements
+
+logger = logging.getLogger("modelhost.control")
+
+FRONT_ANSWER_S: Final = 0.5
+"""A front answers between two turns of its loop."""
+
+LOOK_DRAINING_S: Final = 0.05
+"""While a front has calls of a version that leaves: it tells nobody when they are answered."""
+
+LOOK_PENDING_S: Final = 0.5
+"""While something is under way: deadlines pass without an event."""
+
+LOOK_SETTLED_S: Final = 10.0
+"""With nothing under way: should an event ever be missed."""
+
+_STOPPING: Final = ProcessState.STOPPING
+
+RETRY_S: Final = 1.0
+"""After supervisord, a cgroup or a file refused something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen, and what follows from it."""
+
+    desired: Deployment
+    routed: Deployment
+    actual: Actual
+    memory: Memory
+
+
+class Reconciler:
+    """Has the one right to start, stop and route."""
+
+    def __init__(
+        self,
+        run_dir: RunDirectory,
+        groups: Groups,
+        supervisor: AsyncSupervisorClient,
+        readiness: Mapping[str, Readiness],
+        ledger: Ledger,
+        pace: Pace,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`readiness`: of every worker, by program."""
+        self._run_dir = run_dir
+        self._groups = groups
+        self._supervisor = supervisor
+        self._readiness = readiness
+        self._ledger = ledger
+        self._pace = pace
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self.memory = _read_memory(run_dir, self.routed())
+
+    def desired(self) -> Deployment:
+        """What should run. Raises `ConfigError`."""
+        return read_deployment(self._run_dir.deployment)
+
+    def routed(self) -> Deployment:
+        """What the fronts serve. Raises `ConfigError`."""
+        return read_deployment(self._run_dir.routing)
+
+    def notice(self) -> None:
+        """Something happened: look soon."""
+        self._changed.set()
+
+    async def follow_desired(self) -> None:
+        """Look whenever there is another desired state, until cancelled."""
+        async for _ in replacements(self._run_dir.deployment):
+            self.notice()
+
+    async def run(self) -> None:
+        """Look and act until cancelled."""
+        while True:
+            self._changed.clear()
+            pause_s = RETRY_S
+            try:
+                pause_s = await self._step()
+            except (HostError, OSError) as error:
+                logger.error("%s", error)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _step(self) -> float:
+        """Look and act once; how long to wait for something to happen before the next look."""
+        look = await self._look()
+        actions = decide(look.desired, look.routed, look.actual, look.memory, self._clock(), self._pace)
+        for action in actions:
+            await self._act(action, look)
+        if actions:
+            return 0.0
+        if look.memory.unrouted:
+            return LOOK_DRAINING_S
+        settled = plans_of(look.desired, look.routed, look.memory).settled
+        return LOOK_SETTLED_S if settled else LOOK_PENDING_S
+
+    async def _look(self) -> Look:
+        desired, routed = self.desired(), self.routed()
+        processes = await self._supervisor.processes()
+        await self._ledger.learn()
+        slots: dict[str, dict[int, SlotActual]] = {}
+        for process in processes:
+            if process.group not in HOST_GROUPS:
+                slots.setdefault(process.group, {})[int(process.name)] = self._slot(process)
+        fronts: list[FrontActual] = []
+        if self.memory.unrouted:
+            fronts = await self._fronts(processes)
+        exits = {name: slot.last for name, slot in self._ledger.slots.items() if slot.last is not None}
+        actual = Actual(slots=slots, fronts=fronts, exits=exits)
+        self._remember(begin(self.memory, desired, actual))
+        return Look(desired, routed, actual, self.memory)
+
+    def _slot(self, process: ProcessInfo) -> SlotActual:
+        seen = self._readiness.get(process.program)
+        return SlotActual(
+            state=process.state,
+            ready=seen is not None and seen.ready and seen.pid == process.pid and process.state is not _STOPPING,
+            started_at=float(process.start_s),
+            spawn_error=process.spawn_error,
+        )
+
+    async def _fronts(self, processes: list[ProcessInfo]) -> list[FrontActual]:
+        running = [one for one in processes if one.group == "front" and one.pid]
+        return list(await asyncio.gather(*(self._front(int(one.name)) for one in running)))
+
+    async def _front(self, index: int) -> FrontActual:
+        try:
+            answer = await get(self._run_dir.front_socket(index), "/state", FRONT_ANSWER_S)
+            state = msgspec.json.decode(answer, type=FrontState)
+        except (HostError, msgspec.DecodeError) as error:
+            logger.warning("front:%d does not say what it serves: %s", index, error)
+            return FrontActual(generation=None)
+        return FrontActual(generation=state.generation, calls=state.calls)
+
+    # -- acting -------------------------------------------------------------------------------------------
+    async def _act(self, action: Action, look: Look) -> None:
+        """Carry one action out. What is remembered is written first where forgetting it would lose something."""
+        memory = noted(self.memory, action, look.routed, self._clock())
+        logger.info("%s", _words(action))
+        match action:
+            case Declare(model):
+                self._remember(memory)
+                await self._declare(model.group, look)
+            case Start(program):
+                await self._groups.start(program)
+                self._remember(memory)
+            case Stop(program):
+                self._remember(memory)
+                await self._groups.stop(program)
+            case Route(routing):
+                self._remember(memory)
+                write_deployment(self._run_dir.routing, routing)
+            case Fail(_, _):
+                self._remember(memory)
+            case Remove(group):
+                left = models_of(self.memory.known, without=[group])
+                await self._groups.remove(group, left, look.routed.features)
+                self._ledger.forget(group)
+                self._remember(memory)
+
+    async def _declare(self, group: str, look: Look) -> None:
+        """A version that cannot be prepared is given up, unless it is served."""
+        try:
+            await self._groups.declare(group, models_of(self.memory.known), look.routed.features)
+        except (ConfigError, OSError) as error:
+            if any(model.group == group for model in look.routed.models):
+                raise
+            failure = Failure(at=self._clock(), reason=str(error))
+            self._remember(noted(self.memory, Fail(group, failure), look.routed, self._clock()))
+
+    def _remember(self, memory: Memory) -> None:
+        if memory != self.memory:
+            self.memory = memory
+            write_atomically(self._run_dir.reconciliation, msgspec.json.encode(memory))
+
+
+def _words(action: Action) -> str:
+    match action:
+        case Declare(model):
+            return f"{model.group}: declared, {model.processes} of {model.declared} slots wanted"
+        case Start(program):
+            return f"{program}: starting"
+        case Stop(program):
+            return f"{program}: stopping"
+        case Remove(group):
+            return f"{group}: removed"
+        case Route(routing):
+            groups = ", ".join(group_name(model.name, model.version) for model in routing.models)
+            return f"routing generation {routing.generation}: {groups or 'nothing'}"
+        case Fail(group, failure):
+            return f"{group}: given up: {failure.reason}"
+
+
+def _read_memory(run_dir: RunDirectory, routed: Deployment) -> Memory:
+    """What an earlier control remembered; at the first start what `up` has declared is known."""
+    try:
+        return msgspec.json.decode(run_dir.reconciliation.read_bytes(), type=Memory)
+    except (OSError, msgspec.DecodeError):
+        return Memory(known={model.group: model for model in routed.models})

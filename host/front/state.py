@@ -1,0 +1,15 @@
+"""What a front tells control: the document of `GET /state` on its own socket."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class FrontState(msgspec.Struct, frozen=True, kw_only=True):
+    """One front, now."""
+
+    pid: int
+    generation: int
+    """Of the routing that it serves."""
+    calls: dict[str, int]
+    """Model version, as `churn.v3`, to the calls of it that wait for their answer; those without any are left out."""
