@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from host.config.deployment import DeployedModel, Deployment
-from host.config.host_record import Programs
 from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
 
@@ -44,6 +44,18 @@ _NOTHING: Final = "%(here).0s"
 _FILES_MIN: Final = 1024
 _FILES_SPARE: Final = 256
 _LOG_LEVELS: Final = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """Interpreters and code, as absolute paths."""
+
+    host_python: Path
+    """Runs the front and control."""
+    model_python: Path
+    """Runs the workers of models without an environment of their own."""
+    code_root: Path
+    """The directory that holds the packages `host`, `feature_io` and `models`."""
 
 
 def render(settings: HostSettings, deployment: Deployment, programs: Programs) -> dict[str, str]:

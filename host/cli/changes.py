@@ -17,12 +17,12 @@ from host.cli.preflight import deployment_problems, holder_pid
 from host.cli.status import fetch_status
 from host.config.deployment import DeployedModel, Deployment, load_deployment, read_deployment, write_deployment
 from host.config.deployment_file import entries_text, write_deployment_file
+from host.config.files import write_atomically
 from host.config.history import add_to_history, change_of
-from host.config.host_record import HostRecord, read_host_record
 from host.config.run_dir import RunDirectory
 from host.control.groups import read_grants
+from host.control.host_record import HostRecord, read_host_record
 from host.control.status import HostStatus, ModelStatus, VersionState
-from host.files import write_atomically
 from host.isolation.planning import demands
 from host.placement import place
 from host.protocol.errors import ConfigError, HostError

@@ -19,16 +19,16 @@ from typing import Final
 import host
 from host.cli.listeners import listening_process
 from host.config.deployment import Deployment, load_deployment, socket_path_problems
-from host.config.host_record import HostRecord, Programs
 from host.config.run_dir import RunDirectory
 from host.config.settings import HostSettings, LoadedSettings
+from host.control.host_record import HostRecord
 from host.isolation.planning import demands, writable_directories
 from host.isolation.prepare import clear
 from host.isolation.topology import read_topology
 from host.placement import Grant, Topology, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
-from supervisor_conf.render import open_files
+from supervisor_conf.render import Programs, open_files
 
 OLD_SUPERVISOR_S: Final = 30.0
 """How long the supervisord of a killed run may take to stop."""

@@ -16,10 +16,10 @@ from host.cli.children import adopt_orphans, kill_children, terminated_with_pare
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
-from host.config.host_record import write_host_record
 from host.config.run_dir import group_name
 from host.control.compare import compare, not_ready, served
 from host.control.groups import write_config, write_grants
+from host.control.host_record import write_host_record
 from host.control.ledger import why_it_ended
 from host.control.probe import WorkerProbe
 from host.control.reconcile import starting_max

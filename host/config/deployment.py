@@ -13,8 +13,8 @@ import msgspec
 from host.config.deployment_file import Entry, read_entries
 from host.config.environments import environment_python, need_of
 from host.config.features import Features, feature_problems, read_features
+from host.config.files import write_atomically
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
-from host.files import write_atomically
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
 from host.protocol.package import MODEL_FILE, Package, Resources, Sandbox, read_package

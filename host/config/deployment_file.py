@@ -10,7 +10,7 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from host.files import write_atomically
+from host.config.files import write_atomically
 from host.protocol.errors import ConfigError
 from host.protocol.package import PROCESSES_MAX, THREADS_MAX, read_cpus, read_toml
 from host.protocol.schema import TableReader

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from host.config.deployment import Deployment
-from host.files import write_atomically
+from host.config.files import write_atomically
 from host.protocol.errors import ConfigError
 
 KEPT: Final = 50

@@ -11,9 +11,9 @@ import msgspec
 
 from host.config.deployment import DeployedModel, Deployment
 from host.config.features import Features
-from host.config.host_record import HostRecord
+from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory
-from host.files import write_atomically
+from host.control.host_record import HostRecord
 from host.isolation.cgroups import CgroupError
 from host.isolation.planning import Layout, demands
 from host.isolation.prepare import interpreter_directories, prepare_processes, pythons, read_record

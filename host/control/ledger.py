@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from host.config.deployment import DeployedModel
+from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory
 from host.control.deaths import Death, Memory, SlotDeaths
-from host.files import write_atomically
 from host.isolation.cgroups import CgroupError, CgroupTree, Leaf
 from host.protocol.errors import HostError
 from host.protocol.messages import Limits

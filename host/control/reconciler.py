@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from host.config.deployment import Deployment, read_deployment, write_deployment
+from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory, group_name
 from host.control.compare import HOST_GROUPS, plans_of
 from host.control.groups import Groups, models_of
@@ -35,7 +36,6 @@ from host.control.reconcile import (
     noted,
 )
 from host.control.status import Readiness
-from host.files import write_atomically
 from host.front.state import FrontState
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState
@@ -83,15 +83,17 @@ class Reconciler:
         readiness: Mapping[str, Readiness],
         ledger: Ledger,
         pace: Pace,
+        gone: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`readiness`: of every worker, by program."""
+        """`readiness`: of every worker, by program; `gone` is called with a version that was removed."""
         self._run_dir = run_dir
         self._groups = groups
         self._supervisor = supervisor
         self._readiness = readiness
         self._ledger = ledger
         self._pace = pace
+        self._gone = gone
         self._clock = clock
         self._changed = asyncio.Event()
         self.memory = _read_memory(run_dir, self.routed())
@@ -202,7 +204,7 @@ class Reconciler:
             case Remove(group):
                 left = models_of(self.memory.known, without=[group])
                 await self._groups.remove(group, left, look.routed.features)
-                self._ledger.forget(group)
+                self._gone(group)
                 self._remember(memory)
 
     async def _declare(self, group: str, look: Look) -> None:

@@ -17,11 +17,11 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from host.config.host_record import read_host_record
 from host.config.run_dir import RunDirectory
 from host.control.compare import SlotHistory, compare, plans_of
 from host.control.events import DONE, READY, EventDecoder, StateEvent
 from host.control.groups import Groups
+from host.control.host_record import read_host_record
 from host.control.ledger import Ledger
 from host.control.probe import WorkerProbe
 from host.control.reconcile import Pace, starting_max
@@ -77,6 +77,7 @@ class Control:
             self.probe.readiness,
             self._ledger,
             Pace(starting_max=starting_max(host_record.topology), drain_s=host_record.settings.drain_s),
+            self._gone,
         )
         self._starts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,6 +99,11 @@ class Control:
 
     def _something_changed(self) -> None:
         self.reconciler.notice()
+
+    def _gone(self, group: str) -> None:
+        self._ledger.forget(group)
+        for program in [one for one in self._starts if one.partition(":")[0] == group]:
+            del self._starts[program]
 
     def begin(self) -> None:
         """Write down what died while nobody listened."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from host.config.deployment import Deployment
+from host.config.files import write_atomically
 from host.config.run_dir import FEATURES_GROUP, RunDirectory, group_name
 from host.config.settings import HostSettings
-from host.files import write_atomically
 from host.isolation.cgroups import CgroupError, CgroupTree, Limits, hierarchy_for
 from host.isolation.plan import SlotPlan, ViewPlan, plain_plan, read_plan, write_plan
 from host.isolation.planning import Abilities, Layout, slot_plans, user_ids, writable_directories

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from supervisor.options import ClientOptions, ServerOptions
 
 from host.config.deployment import DeployedModel, Deployment
-from host.config.host_record import Programs
 from host.config.settings import HostSettings, resolve_settings
 from host.protocol.messages import Limits
 from host.protocol.types import Signature, TensorSpec
-from supervisor_conf.render import HEAP_KEPT_BYTES, argument, literal, open_files, render, stop_wait_s
+from supervisor_conf.render import HEAP_KEPT_BYTES, Programs, argument, literal, open_files, render, stop_wait_s
 
 SPEC = TensorSpec("x", "FP64", (-1, 1))
 PROGRAMS = Programs(
@@ -129,7 +128,9 @@ def test_the_life_of_the_processes(rendered: tuple[Path, Any]) -> None:
     worker, front, control = (processes[name] for name in ("churn.v3:0", "front:0", "control:control"))
     for process in processes.values():
         assert process.stopsignal == 15
-        assert (process.stopasgroup, process.killasgroup, process.autostart) == (False, True, True)
+        assert (process.stopasgroup, process.killasgroup) == (False, True)
+    # Workers are started by control.
+    assert [process.autostart for process in (worker, front, control)] == [False, True, True]
     assert worker.stopwaitsecs == front.stopwaitsecs == 8 == stop_wait_s(2.5)
     assert worker.priority < control.priority < front.priority
     assert worker.stdout_logfile == f"{run_dir}/logs/churn.v3:0.log"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from host.config.deployment import DeployedModel, Deployment
-from host.control.compare import SlotHistory, compare, not_ready
+from host.control.compare import SlotHistory, compare, not_ready, served
 from host.control.deaths import SlotDeaths
 from host.control.status import Backoff, DeathKind, ExitStatus, HostStatus, Readiness
 from host.protocol.messages import Limits
@@ -43,7 +43,7 @@ BOTH = {"churn.v3:0": READY, "churn.v3:1": READY}
 def status(
     processes: list[ProcessInfo], readiness: dict[str, Readiness], histories: dict[str, SlotHistory] | None = None
 ) -> HostStatus:
-    return compare(Deployment((deployed(),)), processes, readiness, histories or {}, NOW)
+    return compare(served(Deployment((deployed(),))), processes, readiness, histories or {}, NOW)
 
 
 def test_everything_there_is_ready() -> None:
@@ -70,7 +70,7 @@ def test_ready_before_supervisord_calls_it_running() -> None:
 
 def test_one_of_several_versions_does_not_make_the_host_ready() -> None:
     deployment = Deployment((deployed(), deployed("other", 1)))
-    seen = compare(deployment, HOST + WORKERS, BOTH, {}, NOW)
+    seen = compare(served(deployment), HOST + WORKERS, BOTH, {}, NOW)
     assert not seen.ready
     assert (seen.models[1].wanted, seen.models[1].ready, seen.models[1].slots[0].state) == (1, 0, "MISSING")
 
@@ -112,7 +112,7 @@ def test_what_nobody_wants_is_shown_apart() -> None:
 def test_counts_always_agree(wanted: int, ready: set[int], there: set[int], states: ProcessState) -> None:
     processes = [process("churn.v3", str(slot), states) for slot in there]
     readiness = {f"churn.v3:{slot}": READY for slot in ready}
-    seen = compare(Deployment((deployed(processes=wanted),)), HOST + processes, readiness, {}, NOW)
+    seen = compare(served(Deployment((deployed(processes=wanted),))), HOST + processes, readiness, {}, NOW)
     assert seen.ready == (set(range(wanted)) <= ready)
     assert seen.ready_processes == len(ready & set(range(wanted)))
     assert len(seen.models[0].slots) == wanted

@@ -7,22 +7,12 @@ from typing import Any
 
 import msgspec
 
+from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory
 from host.config.settings import HostSettings
-from host.files import write_atomically
 from host.placement import Topology
 from host.protocol.errors import ConfigError
-
-
-class Programs(msgspec.Struct, frozen=True, kw_only=True):
-    """Interpreters and code, as absolute paths."""
-
-    host_python: Path
-    """Runs the front and control."""
-    model_python: Path
-    """Runs the workers of models without an environment of their own."""
-    code_root: Path
-    """The directory that holds the packages `host`, `feature_io` and `models`."""
+from supervisor_conf.render import Programs
 
 
 class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
