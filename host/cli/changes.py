@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from host.cli.preflight import deployment_problems, holder_pid
-from host.cli.status import fetch_status
+from host.cli.status import NotRunning, fetch_status
 from host.config.deployment import DeployedModel, Deployment, load_deployment, read_deployment, write_deployment
 from host.config.deployment_file import entries_text, write_deployment_file
 from host.config.files import write_atomically
@@ -271,7 +271,15 @@ def wait_until_settled(state: DesiredState, change: Change, report: Callable[[st
     deadline = time.monotonic() + change.wait_limit_s
     told: dict[str, str] = {}
     while True:
-        status = state.status()
+        try:
+            status = state.status()
+        except NotRunning:
+            raise
+        except HostError:  # control or supervisord is being started again
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_S)
+            continue
         if status.generation > change.generation:
             raise HostError("another change has replaced this one; see modelhost history")
         if status.generation == change.generation:

@@ -14,7 +14,7 @@ from host.protocol.errors import HostError
 
 if TYPE_CHECKING:
     from host.config.run_dir import RunDirectory
-    from host.control.status import HostStatus, SlotStatus
+    from host.control.status import HostStatus, ModelStatus, SlotStatus
     from host.isolation.inspection import Enforced
 
 CALL_TIMEOUT_S: Final = 5.0
@@ -160,8 +160,7 @@ def _print(status: HostStatus) -> None:
 
     models = make_table("model", "version", "wanted", "ready", "", title="models")
     for model in status.models:
-        is_ready = model.ready >= model.wanted and not model.reason
-        state = "[green]ready[/]" if is_ready else "[red]not ready[/]"
+        state = _state(model)
         name = model.name if model.default else f"{model.name} (not default)"
         models.add_row(name, model.version, str(model.wanted), str(model.ready), state)
     print_table(models)
@@ -174,6 +173,23 @@ def _print(status: HostStatus) -> None:
     for slot in slots:
         processes.add_row(*_cells(slot))
     print_table(processes)
+
+
+def _state(model: ModelStatus) -> str:
+    from host.control.status import VersionState
+
+    match model.state:
+        case VersionState.STARTING:
+            return "[yellow]starting[/]"
+        case VersionState.FAILED:
+            return "[red]given up[/]"
+        case VersionState.REPLACED:
+            return "[yellow]serving until another version is ready[/]"
+        case VersionState.LEAVING:
+            return "[yellow]leaving[/]"
+        case VersionState.SERVING:
+            is_ready = model.ready >= model.wanted and not model.reason
+            return "[green]ready[/]" if is_ready else "[red]not ready[/]"
 
 
 def _cells(slot: SlotStatus) -> list[str]:

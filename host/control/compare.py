@@ -130,6 +130,8 @@ def compare(
         model, failure = planned.model, planned.failure
         group = model.group
         programs = model.programs()
+        if planned.state in (VersionState.FAILED, VersionState.LEAVING):
+            programs = [program for program in programs if program in by_program]
         wanted_programs.update(programs)
         idle_programs.update(f"{group}:{number}" for number in range(model.processes, model.declared))
         seen = [readiness.get(program, _NEVER) for program in programs]

@@ -38,6 +38,10 @@ HEAD_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 60.0
 """A client that does not take its answers for so long is cut off."""
 
+FAREWELL_S: Final = 0.5
+"""How long a client that is about to ask on an idle connection gets when the front stops: its answer then says that the
+connection ends, where a close could cross its request."""
+
 LINGER_S: Final = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client sees the answer."""
 
@@ -132,18 +136,24 @@ class FastLane:
                 connection.sweep(now_ns, self._keepalive_ns)
 
     async def stop(self, drain_s: float) -> None:
-        """Close idle connections, answer what was asked on the others, and close them too."""
+        """Answer what was asked and is asked in a moment, each time as the last answer; then close what is idle."""
+        deadline = self.loop.time() + drain_s
         self.stopping = True
+        await self._until_empty(min(FAREWELL_S, drain_s))
         for connection in list(self.connections):
             connection.finish_up()
+        await self._until_empty(deadline - self.loop.time())
+        for connection in list(self.connections):
+            connection.abort()
+
+    async def _until_empty(self, limit_s: float) -> None:
         try:
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(limit_s):
                 while self.connections:
                     self._empty.clear()
                     await self._empty.wait()
         except TimeoutError:
-            for connection in list(self.connections):
-                connection.abort()
+            pass
 
     def left(self, connection: FastConnection) -> None:
         """A connection ended, or belongs to aiohttp now."""
@@ -196,8 +206,6 @@ class FastConnection(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by shape, not by class
         self._lane.connections.add(self)
-        if self._lane.stopping:
-            self._close()
 
     def data_received(self, data: bytes) -> None:
         """Take requests apart and begin each that is whole."""

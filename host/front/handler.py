@@ -80,6 +80,8 @@ class Handler:
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
         response = await self._answer(request)
+        if self.stopping:
+            response.force_close()
         if request.headers.get("Upgrade", _OFFERED_BY_CLIENTS).lower() != _OFFERED_BY_CLIENTS:
             # aiohttp may have thrown away what came behind it: nothing more can be read on this connection.
             response.force_close()

@@ -85,7 +85,8 @@ async def serve_front(options: FrontOptions) -> None:
     answering = await routing.answer_control(options.index)
     chores = [asyncio.create_task(one) for one in (routing.follow(), lane.sweep(), http.sweep())]
     settle_memory()
-    listener = await loop.create_server(http.protocol, sock=listening_socket(options.address, options.port))
+    sock = listening_socket(options.address, options.port)
+    listener = await loop.create_server(http.protocol, sock=sock)
     logger.info("listening on %s port %d", options.address, options.port)
 
     # 2. serve
@@ -95,13 +96,16 @@ async def serve_front(options: FrontOptions) -> None:
         if task.done():
             task.result()
 
-    # 3. drain: not ready any more, no new connections, idle ones closed, requests in hand answered
+    # 3. drain: not ready any more, no new connections, requests in hand answered, idle connections closed
     logger.info("draining: %d requests in hand", gateway.in_flight)
     draining = time.monotonic()
     handler.stopping = True
+    waiting = accept_waiting(sock)
     listener.close()
-    http.server.pre_shutdown()
+    for connection in waiting:
+        await loop.connect_accepted_socket(http.protocol, connection)
     await lane.stop(options.drain_s)
+    http.server.pre_shutdown()
     await http.server.shutdown(max(0.0, options.drain_s - (time.monotonic() - draining)))
 
     # 4. stop
@@ -212,6 +216,18 @@ class _Refusal(asyncio.Protocol):
         stream = cast("asyncio.Transport", transport)
         stream.write(self._answer)
         stream.close()
+
+
+def accept_waiting(sock: socket.socket) -> list[socket.socket]:
+    """Take the connections that nobody has accepted yet: the kernel would reset them when their listener closes."""
+    waiting: list[socket.socket] = []
+    while True:
+        try:
+            connection, _ = sock.accept()
+        except OSError:  # mostly that there is none
+            return waiting
+        connection.setblocking(False)
+        waiting.append(connection)
 
 
 def listening_socket(address: str, port: int) -> socket.socket:

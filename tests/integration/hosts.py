@@ -208,7 +208,11 @@ class Host:
 
     def worker_pids(self, model: str) -> dict[int, int]:
         """Slot to pid of a model's workers."""
-        sockets = {str(self.run_dir.worker_socket(self.group(model), slot)): slot for slot in range(256)}
+        return self.worker_pids_of(self.group(model))
+
+    def worker_pids_of(self, group: str) -> dict[int, int]:
+        """Slot to pid of a model version's workers."""
+        sockets = {str(self.run_dir.worker_socket(group, slot)): slot for slot in range(256)}
         return {sockets[word]: pid for pid, words in self.pids().items() for word in words if word in sockets}
 
     def front_pids(self) -> list[int]:
@@ -313,10 +317,11 @@ class RunningHost(Host):
 
     def start(self) -> str:
         """Start everything; back with what `up` said when it says that it is ready."""
-        deployment = self.directory / "deployment.toml"
-        deployment.write_text(
-            "".join(f'[[models]]\nname = "{name}"\nprocesses = {self.processes(name)}\n' for name in self.packages)
-        )
+        deployment = self.deployment_file
+        if not deployment.exists():
+            deployment.write_text(
+                "".join(f'[[models]]\nname = "{name}"\nprocesses = {self.processes(name)}\n' for name in self.packages)
+            )
         flags = {
             "repository": self.repository,
             "run-dir": self.run_dir.root,
@@ -340,6 +345,29 @@ class RunningHost(Host):
         assert f"ready: {self.url}\n" in said, said + self.logs()
         return said
 
+    @property
+    def up_pid(self) -> int:
+        """The process of `modelhost up`."""
+        assert self._up is not None
+        return self._up.pid
+
+    @property
+    def deployment_file(self) -> Path:
+        """The host's deployment.toml."""
+        return self.directory / "deployment.toml"
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Begin one of modelhost's commands for this host, and do not wait for it."""
+        return subprocess.Popen(
+            [*self._prefix, sys.executable, "-P", "-m", "host.cli", *arguments, f"--run-dir={self.run_dir.root}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        )
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of modelhost's commands for this host."""
         return subprocess.run(
@@ -352,6 +380,11 @@ class RunningHost(Host):
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
             check=False,
         )
+
+    def supervisorctl(self, *words: str) -> None:
+        """Run it, as an operator does."""
+        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self.run_dir.supervisor_config)]
+        subprocess.run([*command, *words], check=True, capture_output=True, timeout=STOP_LIMIT_S)
 
     def status(self) -> HostStatus:
         """What control says, as soon as one is there."""
@@ -416,11 +449,13 @@ class HandHost(Host):
 
     def __init__(self, repository: Path, **options: Any) -> None:
         super().__init__(repository, **options)
-        for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.logs):
+        for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.fronts, self.run_dir.logs):
             directory.mkdir()
         for model in self.packages:
             self.run_dir.group_sockets(self.group(model)).mkdir()
-        write_deployment(self.run_dir.deployment, load_deployment(repository, None, self.directory / "environments"))
+        deployment = load_deployment(repository, None, self.directory / "environments")
+        for path in (self.run_dir.deployment, self.run_dir.routing):
+            write_deployment(path, deployment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
 

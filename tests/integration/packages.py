@@ -94,12 +94,13 @@ def write_package(
     *,
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
+    version: str = "1",
     processes: int = 1,
     limits: Mapping[str, int | bool] | None = None,
     **tables: Mapping[str, object],
 ) -> Path:
     """Write a package of the python runtime; give its directory. `tables`: `resources`, `sandbox` and so on."""
-    directory = repository / name / "1"
+    directory = repository / name / version
     directory.mkdir(parents=True)
     lines = ['runtime = "python"']
     for key, specs in (("inputs", inputs), ("outputs", outputs)):

@@ -383,13 +383,30 @@ async def test_stopping_answers_what_was_asked_and_closes(rig: Rig) -> None:
     await stopping
 
 
-async def test_stopping_closes_idle_connections_and_gives_up_at_its_limit(rig: Rig, catalog: Catalog) -> None:
+async def test_stopping_closes_idle_connections_and_gives_up_at_its_limit(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("host.front.fast_lane.FAREWELL_S", 0.01)
     rig.send(request())
     idle, transport = FastConnection(rig.lane), FakeTransport()
     idle.connection_made(cast("Any", transport))
-    stopping = asyncio.create_task(rig.lane.stop(0.01))
+    stopping = asyncio.create_task(rig.lane.stop(0.05))
     await asyncio.sleep(0)
-    assert transport.closed
+    assert not transport.closed
+    async with asyncio.timeout(5):
+        while not transport.closed:
+            await asyncio.sleep(0)
     idle.connection_lost(None)
     await stopping
     assert rig.transport.closed
+
+
+async def test_what_is_asked_while_the_front_says_farewell_is_answered_as_the_last(rig: Rig) -> None:
+    stopping = asyncio.create_task(rig.lane.stop(5))
+    await asyncio.sleep(0)
+    rig.send(request())
+    rig.answer(0)
+    assert b"Connection: close" in rig.transport.written
+    assert rig.transport.closed
+    rig.connection.connection_lost(None)
+    await stopping

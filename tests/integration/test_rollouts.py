@@ -1,0 +1,310 @@
+"""Changes of what should run, on a real host and under load: no request fails, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clients import off_loop
+from hosts import RunningHost, tensors, until
+from versions import Watch, watched, write_versions
+
+MakeHost = Callable[..., RunningHost]
+
+ONE = tensors(x=("INT64", [1, 1], [1]))
+ALLOWED_AFTER_S = 0.5
+"""An old version may answer for so long what was asked before the shift."""
+
+
+def deploy(host: RunningHost, *models: tuple[str, str, int], more: str = "") -> None:
+    """Write the deployment file: name, version, processes of each."""
+    host.deployment_file.write_text(
+        "".join(
+            f'[[models]]\nname = "{name}"\nversion = "{version}"\nprocesses = {processes}\n{more}'
+            for name, version, processes in models
+        )
+    )
+
+
+async def command(host: RunningHost, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(host.command, *arguments)
+
+
+async def applied(host: RunningHost) -> subprocess.CompletedProcess[str]:
+    done = await command(host, "apply", "--wait")
+    assert done.returncode == 0, done.stderr + host.logs()
+    return done
+
+
+def groups(host: RunningHost) -> set[str]:
+    """What supervisord, the cgroups, sockets and plans hold of model versions, and what of it differs."""
+    status = host.status()
+    shown = {slot.name.partition(":")[0] for model in status.models for slot in model.slots}
+    sockets = {path.name for path in host.run_dir.sockets.iterdir()} - {"features"}
+    plans = {path.name.partition(":")[0] for path in host.run_dir.slots.glob("*.v*.json")}
+    cgroups = {path.name for path in Path("/sys/fs/cgroup").rglob(f"{host.tree}/*.v*")}
+    assert sockets == plans == shown, (sockets, plans, shown)
+    assert not cgroups or cgroups == shown
+    assert status.unwanted == ()
+    return shown
+
+
+def in_time(watch: Watch, shifts: list[tuple[float, str]]) -> None:
+    """Every answer is of a version that its time allows: one that was served between question and answer."""
+    for asked, answered, version in watch.answers:
+        served = {name for at, name in shifts if asked - ALLOWED_AFTER_S <= at <= answered + ALLOWED_AFTER_S}
+        served |= {name for (at, name), (end, _) in zip(shifts, [*shifts[1:], (float("inf"), "")], strict=True)
+                   if at <= answered and asked <= end}  # fmt: skip
+        assert version in served, (asked, answered, version, shifts)
+
+
+async def test_versions_follow_each_other_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2", "3"])
+    host = make_host(repository, fronts=2)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    limit_bytes = 128 << 20
+    peak = 0
+    loop = asyncio.get_running_loop()
+    async with watched(host) as watch:
+        shifts = [(loop.time(), "1")]
+        await watch.more(200)
+        for version in ("2", "3"):
+            deploy(host, ("versioned", version, 2))
+            said = (await applied(host)).stdout
+            assert f"version {int(version) - 1} -> {version}" in said
+            shifts.append((loop.time(), version))
+            await watch.more(200)
+            peak = max(peak, memory_limits_bytes(host))
+        done = await command(host, "rollback", "versioned", "--wait")
+        assert done.returncode == 0, done.stderr
+        await watch.more(200)
+    assert watch.failed == []
+    assert watch.versions[0] == "1"
+    assert watch.versions[-1] == "2"
+    assert set(watch.counts) == {"1", "2", "3"}
+    assert peak <= 4 * limit_bytes
+    assert 'version = "2"' in host.deployment_file.read_text()
+    assert groups(host) == {"versioned.v2"}
+    # Both fronts change within a moment of each other, and no version comes back.
+    after_first_of_2 = [version for _, answered, version in watch.answers if answered > shifts[1][0]]
+    assert "1" not in after_first_of_2
+
+
+def memory_limits_bytes(host: RunningHost) -> int:
+    """The sum of the limits in force of all workers."""
+    files = Path("/sys/fs/cgroup").rglob(f"{host.tree}/*.v*/*/memory.limit_in_bytes")
+    return sum(int(path.read_text()) for path in files)
+
+
+FAULTS = {
+    "crash": r"killed by SIGSEGV",
+    "raise": r"exit code 1\n(.*\n)*.*no such weights",
+    "hang": r"not ready within startup_s = 3 s",
+    "memory": r"out of memory: killed at its limit of 128 MiB|killed by SIGKILL|exit code 1\n(.*\n)*.*MemoryError",
+    "golden": r"a golden case failed\n(.*\n)*.*its own number",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_version_that_does_not_start_leaves_the_old_one_untouched(
+    fault: str, repository: Path, make_host: MakeHost
+) -> None:
+    write_versions(repository, ["2", "3"], fault=fault)
+    host = make_host(repository)
+    deploy(host, ("versioned", "2", 2))
+    host.start()
+    before = host.worker_pids_of("versioned.v2")
+    async with watched(host) as watch:
+        deploy(host, ("versioned", "3", 2))
+        done = await command(host, "apply", "--wait")
+        await watch.more(50)
+    assert done.returncode == 1, done.stdout
+    assert re.search(f"versioned version 3: {FAULTS[fault]}", done.stderr), done.stderr
+    assert watch.failed == []
+    assert set(watch.counts) == {"2"}
+    assert host.worker_pids_of("versioned.v2") == before
+    until(lambda: not any(path.name == "versioned.v3" for path in host.run_dir.sockets.iterdir()), "it is removed")
+    assert host.worker_pids_of("versioned.v3") == {}
+    status = host.command("status")
+    assert status.returncode == 1
+    assert "given up" in status.stdout
+    # What failed is tried again with the next apply, and a version that works ends it.
+    deploy(host, ("versioned", "2", 2))
+    assert (await command(host, "apply", "--wait")).returncode == 0
+    assert host.command("status").returncode == 0
+    assert host.worker_pids_of("versioned.v2") == before
+
+
+async def test_scaling_touches_only_the_slots_that_change(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    write_versions(repository, ["1"], name="other")
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1), ("other", "1", 2))
+    host.start()
+    others, first = host.worker_pids_of("other.v1"), host.worker_pids_of("versioned.v1")
+    async with watched(host) as watch, watched(host, "other", 2) as other:
+        await watch.more(50)
+        assert (await command(host, "scale", "versioned=4", "--wait")).returncode == 0
+        four = host.worker_pids_of("versioned.v1")
+        await watch.more(50)
+        assert (await command(host, "scale", "versioned=2", "--wait")).returncode == 0
+        await off_loop(lambda: len(host.worker_pids_of("versioned.v1")) == 2, "two slots are left")
+        two = host.worker_pids_of("versioned.v1")
+        await watch.more(50)
+    assert watch.failed == other.failed == []
+    assert (first.keys(), four.keys(), two.keys()) == ({0}, {0, 1, 2, 3}, {0, 1})
+    assert first.items() <= four.items()
+    assert two.items() <= four.items()
+    assert host.worker_pids_of("other.v1") == others
+    assert "processes = 2" in host.deployment_file.read_text()
+
+
+async def test_a_file_applied_twice_changes_nothing(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    before = host.pids()
+    done = host.command("apply", "--wait", "--json")
+    assert json.loads(done.stdout) == {
+        "changed": False, "generation": 0, "differences": [], "converged": True, "failures": [],
+    }  # fmt: skip
+    assert host.pids() == before
+    assert not host.run_dir.history.exists()
+
+
+async def test_what_an_operator_stopped_stays_so_until_the_next_apply(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    host.supervisorctl("stop", "versioned.v1:1")
+    host.supervisorctl("signal", "HUP", "control")  # whatever happens meanwhile
+    until(lambda: host.slot("versioned.v1:1").state == "STOPPED", "it is stopped")
+    (control,) = [pid for pid, words in host.pids().items() if "host.control" in words]
+    if control in host.pids():
+        host.kill(control)
+    until(lambda: host.status().ready is False, "control is back")
+    assert host.slot("versioned.v1:1").state == "STOPPED"
+    assert host.command("apply", "--dry-run").stdout == "nothing to change\n"
+    assert host.slot("versioned.v1:1").state == "STOPPED"
+    assert host.command("apply", "--wait").returncode == 0
+    assert host.slot("versioned.v1:1").ready
+
+
+@pytest.mark.parametrize("victim", ["host.control", "supervisor.supervisord"])
+async def test_a_rollout_is_finished_whoever_dies(victim: str, repository: Path, make_host: MakeHost) -> None:
+    """At ten random points each: between the start of the change and some time after its end."""
+    write_versions(repository, ["1", "2"])
+    host = make_host(repository, settings={"drain-s": 2})
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    chance = random.Random(7)  # noqa: S311 - any points will do, the same each time
+    for turn in range(10):
+        version = "2" if turn % 2 == 0 else "1"
+        deploy(host, ("versioned", version, 2))
+        done = host.command("apply")
+        assert done.returncode == 0, done.stderr
+        await asyncio.sleep(chance.uniform(0, 1.2))
+        (pid,) = [pid for pid, words in host.pids().items() if victim in words]
+        os.kill(pid, signal.SIGKILL)
+        if victim == "supervisor.supervisord":
+            await asyncio.sleep(chance.uniform(0, 0.5))
+
+        def converged(version: str = version) -> bool:
+            status = host.status()
+            return status.settled and status.ready and [one.version for one in status.models] == [version]
+
+        await off_loop(converged, f"turn {turn}: version {version} is what runs")
+        assert groups(host) == {f"versioned.v{version}"}
+        workers = [words for words in host.pids().values() if any("by_path.py" in word for word in words)]
+        assert len(workers) == 2, workers
+        assert host.infer("versioned", ONE).document["model_version"] == version
+
+
+async def test_a_front_is_restarted_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository, fronts=2)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    async with watched(host, clients=16) as watch:
+        for front in ("front:0", "front:1", "front:0"):
+            await watch.more(100)
+            await asyncio.to_thread(host.supervisorctl, "restart", front)
+            await watch.more(100)
+    assert watch.failed == []
+
+
+async def test_a_host_that_drains_says_so_and_serves(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    host.start()
+    assert host.command("drain").returncode == 0
+    assert not host.is_ready()
+    assert host.infer("versioned", ONE).status == 200
+    assert host.command("drain").stdout == "nothing to change\n"
+    assert host.command("drain", "--off").returncode == 0
+    assert host.is_ready()
+
+
+async def test_what_cannot_run_is_refused_before_anything_changes(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1))
+    host.start()
+    before = host.pids()
+    for text, words in (
+        ('[[models]]\nname = "versioned"\nversion = "9"', 'expected a version of versioned: 1, 2, received "9"'),
+        ('[[models]]\nname = "versioned"\nversion = "2"\nmemory = "4096GiB"', "memory: expected limits of at most"),
+        ('[[models]]\nname = "versioned"\nprocesses = 0', "processes"),
+        ("[[models]", "deployment.toml"),
+        ('[[models]]\nname = "unknown"', "expected a model of"),
+    ):
+        host.deployment_file.write_text(text)
+        done = host.command("apply", "--wait")
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert host.pids() == before
+    assert not host.run_dir.history.exists()
+    assert host.command("scale", "nobody=2").returncode == 2
+    assert host.command("rollback", "versioned").returncode == 2
+
+
+async def test_a_model_comes_and_goes_while_the_host_runs(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    write_versions(repository, ["1"], name="other")
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1))
+    host.start()
+    assert host.infer("other", ONE).status == 404
+    async with watched(host) as watch:
+        deploy(host, ("versioned", "1", 1), ("other", "1", 1))
+        await applied(host)
+        assert host.infer("other", ONE).status == 200
+        deploy(host, ("versioned", "1", 1))
+        await applied(host)
+        assert host.infer("other", ONE).status == 404
+    assert watch.failed == []
+    assert groups(host) == {"versioned.v1"}
+
+
+async def test_queued_requests_finish_on_their_version(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2"], predict_s=0.2)
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1))
+    host.start()
+    async with watched(host, clients=24) as watch:
+        await watch.more(24)
+        deploy(host, ("versioned", "2", 1))
+        await applied(host)
+        await watch.more(24)
+    assert watch.failed == []
+    assert watch.versions == ["1", "2"] or set(watch.versions) == {"1", "2"}

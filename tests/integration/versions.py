@@ -1,0 +1,141 @@
+"""A model in several versions, each of which answers with its number; and clients that watch which one answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from hosts import CALL_LIMIT_S, Host, tensors
+from packages import write_package
+
+VERSIONED = '''
+import ctypes
+import time
+
+VERSION = {version}
+
+
+class Model:
+    """Answers with its version."""
+
+    def load(self, package):
+        fault = package / "fault"
+        kind = fault.read_text() if fault.exists() else ""
+        if kind == "crash":
+            ctypes.string_at(13)
+        if kind == "raise":
+            raise ValueError("no such weights")
+        if kind == "hang":
+            time.sleep(600)
+        if kind == "memory":
+            held = []
+            while True:
+                held.append(bytearray(8 << 20))
+        time.sleep({load_s})
+
+    def predict(self, inputs):
+        time.sleep({predict_s})
+        return {{"version": inputs["x"] * 0 + VERSION}}
+'''
+
+
+def write_versions(
+    repository: Path,
+    versions: Sequence[str],
+    name: str = "versioned",
+    *,
+    fault: str = "",
+    load_s: float = 0.0,
+    predict_s: float = 0.0,
+) -> None:
+    """Write packages of these versions, numbers all. `fault`: what the last one does at load; "golden" is one too."""
+    for version in versions:
+        directory = write_package(
+            repository,
+            name,
+            VERSIONED.format(version=version, load_s=load_s, predict_s=predict_s),
+            version=version,
+            inputs=[("x", "INT64", [-1, 1])],
+            outputs=[("version", "INT64", [-1, 1])],
+            limits={"startup_s": 3, "timeout_ms": 10_000},
+            resources={"memory": "128MiB"},
+        )
+        answer = int(version)
+        if fault and version == versions[-1]:
+            (directory / "fault").write_text(fault)
+            answer += fault == "golden"
+        request = tensors(x=("INT64", [1, 1], [1]))
+        response = {"outputs": [{"name": "version", "datatype": "INT64", "shape": [1, 1], "data": [answer]}]}
+        case = {"name": "its own number", "request": request, "response": response}
+        (directory / "golden.json").write_text(json.dumps({"cases": [case]}))
+
+
+@dataclass
+class Watch:
+    """What a number of clients saw."""
+
+    answers: list[tuple[float, float, str]] = field(default_factory=list)
+    """When each was asked and answered (seconds, monotonic), and the version that answered."""
+    failed: list[str] = field(default_factory=list)
+    progress: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more requests have been answered."""
+        wanted = len(self.answers) + count
+        async with self.progress:
+            await self.progress.wait_for(lambda: len(self.answers) >= wanted)
+
+    @property
+    def versions(self) -> list[str]:
+        """The versions that answered, in the order in which each was first seen, runs of one counted once."""
+        seen = [version for _, _, version in sorted(self.answers, key=lambda answer: answer[1])]
+        return [version for version, before in zip(seen, ["", *seen], strict=False) if version != before]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many answers each version gave."""
+        return Counter(version for _, _, version in self.answers)
+
+
+@asynccontextmanager
+async def watched(host: Host, model: str = "versioned", clients: int = 8) -> AsyncIterator[Watch]:
+    """Keep so many clients asking, each on a connection of its own that it keeps."""
+    watch, stop = Watch(), asyncio.Event()
+    body = json.dumps(tensors(x=("INT64", [1, 1], [7]))).encode()
+    headers = {"Content-Type": "application/json"}
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while not stop.is_set():
+            asked = time.monotonic()
+            try:
+                async with session.post(f"{host.url}/v2/models/{model}/infer", data=body, headers=headers) as response:
+                    document = await response.json()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                watch.failed.append(repr(error))
+                continue
+            answered = time.monotonic()
+            if response.status != 200:
+                watch.failed.append(f"{response.status} {document}")
+                continue
+            version = document["model_version"]
+            if document["outputs"][0]["data"] != [int(version)]:
+                watch.failed.append(f"not of version {version}: {document}")
+            async with watch.progress:
+                watch.answers.append((asked, answered, version))
+                watch.progress.notify_all()
+
+    timeout = aiohttp.ClientTimeout(total=CALL_LIMIT_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        tasks = [asyncio.create_task(client(session)) for _ in range(clients)]
+        try:
+            yield watch
+        finally:
+            stop.set()
+            await asyncio.gather(*tasks)
