@@ -38,8 +38,8 @@ SHUTDOWN_S: Final = 5.0
 LOG_LINES: Final = 15
 RESTARTS_MAX: Final = 5
 RESTART_WINDOW_S: Final = 10.0
-"""A supervisord that dies more often than so many times within this is not started again (as systemd does, with the same
-numbers: StartLimitBurst and StartLimitIntervalSec of systemd-system.conf(5))."""
+"""A supervisord that dies more often than so many times within this is not started again (systemd's numbers for
+services: StartLimitBurst and StartLimitIntervalSec, systemd-system.conf(5))."""
 
 READY_PATH: Final = "/v2/health/ready"
 LIVE_PATH: Final = "/v2/health/live"
