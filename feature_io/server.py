@@ -16,7 +16,8 @@ from feature_io.stores import Store, make_store
 from host.config.deployment import read_deployment
 from host.config.features import Store as StoreConfig
 from host.config.run_dir import FEATURES_GROUP, RunDirectory
-from host.protocol.errors import FrameError
+from host.config.watch import replacements
+from host.protocol.errors import ConfigError, FrameError
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
 from host.protocol.messages import Hello, Limits, hello_frame, notice_frame, read_request
 from host.protocol.process import settle_memory
@@ -46,7 +47,7 @@ async def serve_features(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     run_dir = RunDirectory(options.run_dir)
-    deployment = read_deployment(run_dir.deployment)
+    deployment = read_deployment(run_dir.routing)
     connections: set[_Connection] = set()
 
     def changed() -> None:
@@ -75,13 +76,28 @@ async def serve_features(
         settle_memory()
         path.chmod(SOCKET_READY)
         logger.info("ready: %d views", len(deployment.features.views))
-        await stop.wait()
+        following = asyncio.create_task(_follow(service, run_dir))
+        ended = asyncio.create_task(stop.wait())
+        await asyncio.wait((ended, following), return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, following):
+            task.cancel()
+        if not stop.is_set():
+            await following
         path.chmod(SOCKET_DRAINED)
         server.close()
         await _drain(connections, options.drain_s)
     finally:
         await service.close()
     logger.info("stopped")
+
+
+async def _follow(service: FeatureService, run_dir: RunDirectory) -> None:
+    """Know every version before its first request comes: from when it should run."""
+    async for _ in replacements(run_dir.deployment):
+        try:
+            service.serve(read_deployment(run_dir.deployment).models)
+        except ConfigError as error:
+            logger.error("new versions are not known here: %s", error)
 
 
 async def _drain(connections: set[_Connection], drain_s: float) -> None:

@@ -113,20 +113,34 @@ class FeatureService:
             )
             for config in features.stores
         ]
-        defaults = [packed_defaults(view) for view in features.views]
+        self._changed = changed
+        self._defaults = [packed_defaults(view) for view in features.views]
         self._completers: dict[str, Completer] = {}
         self._needs: dict[str, frozenset[str]] = {}
         """Model -> names of the views that it needs."""
-        for model in models:
-            needed = model_features(model.signature, features, model.limits.max_batch_rows)
-            if needed is not None:
-                group = group_name(model.name, model.version)
-                self._completers[group] = Completer(needed, defaults, max_bytes)
-                self._needs[group] = frozenset(features.views[place].name for place in needed.view_places)
+        self._add(models)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[_Waiting] = set()
         self.completed = 0
         """Requests, since the process started."""
+
+    def serve(self, models: Iterable[DeployedModel]) -> None:
+        """Complete requests of these model versions too. A version stays as it is, so those known stay known."""
+        if self._add(models):
+            self._changed()
+
+    def _add(self, models: Iterable[DeployedModel]) -> bool:
+        features, added = self._features, False
+        for model in models:
+            group = group_name(model.name, model.version)
+            if group in self._completers:
+                continue
+            needed = model_features(model.signature, features, model.limits.max_batch_rows)
+            if needed is not None:
+                self._completers[group] = Completer(needed, self._defaults, self._max_bytes)
+                self._needs[group] = frozenset(features.views[place].name for place in needed.view_places)
+                added = True
+        return added
 
     # -- life -------------------------------------------------------------------------------------------------
     async def start(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from host.config.deployment import Deployment, read_deployment, write_deployment
 from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory, group_name
+from host.config.watch import replacements
 from host.control.compare import HOST_GROUPS, plans_of
 from host.control.groups import Groups, models_of
 from host.control.ledger import Ledger
@@ -40,7 +41,6 @@ from host.front.state import FrontState
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState
 from host.unix_http import get
-from host.watch import replacements
 
 logger = logging.getLogger("modelhost.control")
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from host.config.deployment import read_deployment
 from host.config.run_dir import RunDirectory, group_name
+from host.config.watch import replacements
 from host.front.catalog import Catalog
 from host.front.fast_lane import FastLane
 from host.front.gateway import Gateway
@@ -17,7 +18,6 @@ from host.front.handler import Handler
 from host.front.state import FrontState
 from host.protocol.errors import HostError
 from host.unix_http import listen_on_unix
-from host.watch import replacements
 
 logger = logging.getLogger("modelhost.front")
 
