@@ -24,6 +24,7 @@ from host.config.settings import HostSettings
 from host.isolation.planning import demands, writable_directories
 from host.isolation.prepare import clear
 from host.isolation.topology import read_topology
+from host.manifest import checksum_problems
 from host.placement import Grant, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
@@ -70,6 +71,7 @@ def make_plan(settings: HostSettings) -> Plan:
     except ConfigError as error:
         problems.extend(error.problems)
         deployment = Deployment()
+    problems += checksum_problems(deployment)
     problems += socket_path_problems(deployment, settings.run_dir)
     problems += _interpreter_problems(settings)
     problems += environment_problems(deployment)
