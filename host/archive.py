@@ -84,12 +84,12 @@ class _Digesting:
         self._digest = hashlib.sha256()
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read. Raises `ConfigError` if nothing is left, or it cannot be."""
+        """Read so much. Raises `ConfigError` if less is left, or it cannot be read."""
         try:
             part = self._file.read(size)
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be read: {error.strerror}") from error
-        if not part:
+        if len(part) < size:
             raise _changed(self._path)
         self._digest.update(part)
         return part

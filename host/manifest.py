@@ -39,7 +39,7 @@ class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str
     size_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
