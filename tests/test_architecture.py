@@ -28,6 +28,7 @@ PURE = (
     "host/front/routes.py",
     "host/isolation/planning.py",
     "host/placement.py",
+    "host/retention.py",
     "models/batching.py",
     "supervisor_conf/render.py",
 )

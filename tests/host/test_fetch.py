@@ -174,6 +174,11 @@ def test_credentials_of_a_uri_are_used_and_not_shown(web: Web) -> None:
     assert message == f"http://{web.address}/locked?...: the server answered 401 Unauthorized"
 
 
+def test_credentials_may_stand_in_netrc(web: Web, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password sesame\n")
+    assert fetched(web.url("locked")) == CONTENT
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [
