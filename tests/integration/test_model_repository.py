@@ -127,7 +127,8 @@ def test_an_add_that_is_ended_is_no_version_and_the_next_one_is(
         run("add", packed_as(archive.parent, "2"), "--repository", repository)
         assert len(hidden(repository)) == 1
         process.send_signal(number)
-        assert ended(process) == (130 if number is signal.SIGINT else -number, "", "")
+        code, out, said = ended(process)
+        assert (code, out, said.strip()) == (130 if number is signal.SIGINT else -number, "", "")
     assert sorted(path.name for path in (repository / "doubles").iterdir()) == ["2"]
     assert bool(hidden(repository)) is (number is not signal.SIGINT)
     run("check", repository)
