@@ -121,9 +121,11 @@ def _walk(directory: Path, prefix: str, writable: frozenset[PurePosixPath], list
         if path == MANIFEST_FILE:
             continue
         if PurePosixPath(path) in writable and entry.is_dir(follow_symlinks=False):
-            listing.left_out += [f"{path}/{inside.name}" for inside in os.scandir(entry.path)]
+            listing.left_out += [_printable(f"{path}/{inside.name}") for inside in os.scandir(entry.path)]
         elif _is_left_out(entry.name):
-            listing.left_out.append(path)
+            listing.left_out.append(_printable(path))
+        elif problem := path_problem(path):
+            listing.problems.append(f"{directory}: {_printable(path)!r}: expected {problem}")
         elif entry.is_dir(follow_symlinks=False):
             _walk(directory, f"{path}/", writable, listing)
         elif not entry.is_file(follow_symlinks=False):
@@ -134,6 +136,11 @@ def _walk(directory: Path, prefix: str, writable: frozenset[PurePosixPath], list
             return
         else:
             listing.files.append(path)
+
+
+def _printable(path: str) -> str:
+    """A path whatever its bytes: a name need not be UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_left_out(name: str) -> bool:
