@@ -76,6 +76,27 @@ class EnvironmentStore:
                 shutil.rmtree(part, ignore_errors=True)
         return True
 
+    def unneeded(self, keep: Collection[str]) -> list[str]:
+        """The keys of what `prune` would remove."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            path.name
+            for path in self.root.iterdir()
+            if path.is_dir() and not path.name.startswith(".") and path.name not in keep
+        )
+
+    def unfinished(self) -> list[Path]:
+        """What killed builds left: directories without an environment's name that no process works on."""
+        found: list[Path] = []
+        for path in sorted(self.root.glob(".*.new")):
+            try:
+                with self._locked(path.name.removeprefix(".").removesuffix(".new"), wait=False):
+                    found.append(path)
+            except BlockingIOError:
+                pass  # it is being built
+        return found
+
     def prune(self, keep: Collection[str]) -> list[str]:
         """Remove every environment but these, and what killed builds left. Returns the keys that are gone."""
         if not self.root.is_dir():
@@ -96,11 +117,14 @@ class EnvironmentStore:
         return self.root / f".{key}.new"
 
     @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Keep other processes from the same environment; the kernel lets go when this one dies."""
+    def _locked(self, key: str, *, wait: bool = True) -> Iterator[None]:
+        """Keep other processes from the same environment; the kernel lets go when this one dies.
+
+        Raises `BlockingIOError` if another one is at it and `wait` is false.
+        """
         file = os.open(self.root / f".{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
             os.close(file)

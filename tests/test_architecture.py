@@ -31,6 +31,7 @@ PURE = (
     "host/control/compare.py",
     "host/control/reconcile.py",
     "host/placement.py",
+    "host/retention.py",
     "models/batching.py",
     "supervisor_conf/render.py",
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
-OWN_EXTRA = re.compile(r"modelhost\[([a-z,]+)\]")
+OWN_EXTRA = re.compile(r"modelhost\[([a-z0-9,]+)\]")
 
 UV_VERSION = "uv >=0.8"
 

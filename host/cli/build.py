@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +34,14 @@ def command(models: Sequence[str], prune: bool, as_json: bool, config_file: str 
     whose build is interrupted is not there. Needs uv.
     """
     from host.cli.printing import make_table, print_json, print_table
+    from host.config.deployment import package_directories
     from host.environments import EnvironmentStore
 
     settings = load(config_file, flags).settings
     store = EnvironmentStore(settings.environments)
     needs = _needs(settings, models)
     built_s = _build(store, needs, settings.wheelhouse)
-    removed = store.prune({need.key for need in repository_needs(settings.repository)}) if prune else []
+    removed = store.prune(repository_keys(package_directories(settings.repository))) if prune else []
     if as_json:
         print_json({"environments": [_entry(store, one, built_s) for one in needs], "removed": removed})
         return 0
@@ -112,12 +113,6 @@ def _need(directory: Path) -> Labelled:
     return f"{package.name} version {package.version}", need_of(package, directory)
 
 
-def repository_needs(repository: Path) -> Iterator[EnvironmentNeed]:
-    """What all packages of a repository need, deployed or not: a rollback must find its environment."""
-    from host.config.deployment import model_directories, version_directories
-
-    for model in model_directories(repository):
-        for directory in version_directories(model):
-            _, need = _need(directory)
-            if need is not None:
-                yield need
+def repository_keys(packages: Iterable[Path]) -> set[str]:
+    """The environments of some packages, deployed or not: a rollback must find its own."""
+    return {need.key for _, need in map(_need, packages) if need is not None}

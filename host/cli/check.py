@@ -12,6 +12,7 @@ import click
 
 from host.cli.options import load, settings_options
 from host.config.settings import CONFIG_FILE, DEPLOYMENT_FILE, FEATURES_FILE, load_settings
+from host.manifest import checksum_problems, verify_package
 from host.protocol.errors import ConfigError
 from host.protocol.package import MODEL_FILE, read_package, read_toml
 
@@ -68,20 +69,20 @@ def check_path(path: Path) -> Checked:
         if path.is_file():
             if path.name == MODEL_FILE:
                 kind = "package"
-                read_package(path.absolute().parent)
+                problems = check_package(path.absolute().parent)
             elif _has(path, FEATURES_FILE, "views"):
                 kind = "features"
                 _read_features(path)
             elif _has(path, DEPLOYMENT_FILE, "models"):
                 kind = "deployment"
-                _check_deployment(path)
+                problems = _check_deployment(path)
             else:
                 kind = "settings"
                 # The file alone: the caller's environment is not what was asked about.
                 load_settings(path.absolute(), {}, {}, Path.cwd())
         elif (path / MODEL_FILE).exists() or _is_package(path):
             kind = "package"
-            read_package(path.absolute())
+            problems = check_package(path.absolute())
         else:
             kind = "repository"
             problems = check_packages(path.absolute())
@@ -105,10 +106,16 @@ def check_packages(directory: Path) -> list[str]:
                 problems += error.problems
     for package in packages:
         try:
-            read_package(package)
+            problems += check_package(package)
         except ConfigError as error:
             problems += error.problems
     return problems
+
+
+def check_package(directory: Path) -> list[str]:
+    """Check one package, and its files against its manifest. Raises `ConfigError` for what it says of itself."""
+    read_package(directory)
+    return verify_package(directory)
 
 
 def _is_package(path: Path) -> bool:
@@ -132,14 +139,15 @@ def _read_features(path: Path) -> None:
     read_features(path.absolute())
 
 
-def _check_deployment(path: Path) -> None:
+def _check_deployment(path: Path) -> list[str]:
     """Check a deployment file with the packages that it names, in the repository of the settings beside it."""
     from host.config.deployment import load_deployment
 
     beside = path.absolute().parent / CONFIG_FILE
     settings = load_settings(beside if beside.is_file() else None, {}, _without_settings(), path.absolute().parent)
     values = settings.settings
-    load_deployment(values.repository, path.absolute(), values.environments, values.features)
+    deployment = load_deployment(values.repository, path.absolute(), values.environments, values.features)
+    return checksum_problems(deployment)
 
 
 def _without_settings() -> dict[str, str]:

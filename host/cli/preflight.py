@@ -25,6 +25,7 @@ from host.control.host_record import HostRecord
 from host.isolation.planning import demands, writable_directories
 from host.isolation.prepare import clear
 from host.isolation.topology import read_topology
+from host.manifest import checksum_problems
 from host.placement import Grant, Topology, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
@@ -107,6 +108,7 @@ def make_plan(loaded: LoadedSettings) -> Plan:
 def deployment_problems(settings: HostSettings, deployment: Deployment) -> list[str]:
     """What keeps a deployment from running on a host with these settings, but for its CPUs and memory."""
     return [
+        *checksum_problems(deployment),
         *socket_path_problems(deployment, settings.run_dir),
         *environment_problems(deployment),
         *_open_files_problems(settings, deployment),

@@ -41,3 +41,14 @@ def print_table(table: Table) -> None:
 def print_json(document: Any) -> None:
     """Write a document to standard output, one field a line."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people: `512 bytes`, `3.2 MiB`."""
+    if size_bytes < 1 << 10:
+        return f"{size_bytes} byte{'' if size_bytes == 1 else 's'}"
+    size, units = float(size_bytes), iter(("KiB", "MiB", "GiB", "TiB"))
+    unit = ""
+    while size >= 1 << 10 and (larger := next(units, "")):
+        size, unit = size / (1 << 10), larger
+    return f"{size:.1f} {unit}"

@@ -37,11 +37,15 @@ def command(
     import host
     from host.cli.printing import print_json
     from host.cli.trial import TrialWorker
+    from host.manifest import verify_package
     from host.protocol.package import read_package
 
     settings = load(config_file, flags).settings
     directory = Path(package_directory).absolute()
     package = read_package(directory)
+    problems = verify_package(directory)
+    if problems:
+        raise ConfigError(*problems)
     request = _request(package, directory, input_file)
     python = interpreter(package, directory, settings)
     code_root = Path(host.__file__).resolve().parent.parent

@@ -195,6 +195,24 @@ def version_directories(model: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
+def package_directories(repository: Path) -> list[Path]:
+    """Every version of every model, by name and age. Raises `ConfigError` if the repository cannot be read.
+
+    Without one, unlike a host that is to serve some, a repository is just empty.
+    """
+    try:
+        models = sorted(path for path in repository.iterdir() if path.is_dir() and _is_package_name(path.name))
+        versions = [[path for path in model.iterdir() if path.is_dir()] for model in models]
+    except OSError as error:
+        raise ConfigError(f"repository: {error.filename}: cannot be read: {error.strerror}") from error
+    return [
+        path
+        for found in versions
+        for path in sorted(found, key=lambda path: natural_key(path.name))
+        if _is_package_name(path.name)
+    ]
+
+
 def _is_package_name(name: str) -> bool:
     return not name.startswith((".", "_")) and name != "lost+found"
 

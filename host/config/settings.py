@@ -102,6 +102,14 @@ SETTINGS: Final = (
         help="directory of model packages: NAME/VERSION/model.toml",
     ),
     Setting(
+        name="max_package_bytes",
+        kind=Kind.SIZE,
+        default="8GiB",
+        help="largest package that `modelhost add` takes, as an archive and unpacked",
+        minimum=1,
+        maximum=1 << 44,
+    ),
+    Setting(
         name="run_dir",
         kind=Kind.PATH,
         default="run",
@@ -230,6 +238,7 @@ class HostSettings:
     port: int
     fronts: int
     repository: Path
+    max_package_bytes: int
     run_dir: Path
     deployment: Path | None
     features: Path | None

@@ -50,6 +50,7 @@ def test_defaults() -> None:
         port=8080,
         fronts=1,
         repository=CWD / "model_repository",
+        max_package_bytes=8 << 30,
         run_dir=CWD / "run",
         deployment=None,
         features=None,
