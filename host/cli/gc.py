@@ -56,8 +56,8 @@ def command(
     """Remove old versions of models, the environments that only they needed, and what killed commands left.
 
     A version stays if it is deployed (what up would run, and what runs or ran last in run_dir), if a rollback would go
-    back to it, or if it is among the N newest of its model. Only packages that came through `modelhost add` are removed, which have a manifest.json: one that was
-    made by hand may be nowhere else, and goes with --all only.
+    back to it, or if it is among the N newest of its model. Only packages that came through `modelhost add` are
+    removed, which have a manifest.json: one that was made by hand may be nowhere else, and goes with --all only.
 
     Asks nothing. Removes nothing if the deployment or a package that stays is wrong. It knows of this host's deployment
     alone: where hosts share a repository, what only another one runs is not safe from it.

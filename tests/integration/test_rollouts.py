@@ -17,6 +17,11 @@ from clients import off_loop
 from hosts import RunningHost, tensors, until
 from versions import Watch, watched, write_versions
 
+from host.manifest import MANIFEST_FILE, encode_manifest, list_files, make_manifest
+from host.protocol.package import read_package
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
 MakeHost = Callable[..., RunningHost]
 
 ONE = tensors(x=("INT64", [1, 1], [1]))
@@ -32,6 +37,25 @@ def deploy(host: RunningHost, *models: tuple[str, str, int], more: str = "") -> 
             for name, version, processes in models
         )
     )
+
+
+def pid_of(host: RunningHost, word: str) -> int:
+    """The process with a word in its command; not a fork of it that is about to become something else."""
+
+    def found() -> int | None:
+        pids = [pid for pid, words in host.pids().items() if word in words]
+        return next((pid for pid in pids if parent_of(pid) not in pids), None)
+
+    pid = until(found, f"{word} is there")
+    assert pid is not None
+    return pid
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 async def command(host: RunningHost, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -144,6 +168,27 @@ async def test_a_version_that_does_not_start_leaves_the_old_one_untouched(
     assert host.worker_pids_of("versioned.v2") == before
 
 
+async def test_a_version_with_wrong_checksums_is_refused(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["2", "3"])
+    package = repository / "versioned" / "3"
+    manifest = make_manifest(package, read_package(package), list_files(package, ()))
+    (package / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+    (package / "model.py").write_text((package / "model.py").read_text().replace("VERSION = 3", "VERSION = 4"))
+    host = make_host(repository)
+    deploy(host, ("versioned", "2", 2))
+    host.start()
+    before = host.pids()
+    async with watched(host) as watch:
+        deploy(host, ("versioned", "3", 2))
+        done = await command(host, "apply", "--wait")
+        await watch.more(50)
+    assert (done.returncode, "model.py: sha256: expected " in done.stderr) == (2, True), done.stderr
+    assert watch.failed == []
+    assert set(watch.counts) == {"2"}
+    assert groups(host) == {"versioned.v2"}
+    assert before.keys() <= host.pids().keys()
+
+
 async def test_scaling_touches_only_the_slots_that_change(repository: Path, make_host: MakeHost) -> None:
     write_versions(repository, ["1"])
     write_versions(repository, ["1"], name="other")
@@ -188,11 +233,8 @@ async def test_what_an_operator_stopped_stays_so_until_the_next_apply(repository
     deploy(host, ("versioned", "1", 2))
     host.start()
     host.supervisorctl("stop", "versioned.v1:1")
-    host.supervisorctl("signal", "HUP", "control")  # whatever happens meanwhile
     until(lambda: host.slot("versioned.v1:1").state == "STOPPED", "it is stopped")
-    (control,) = [pid for pid, words in host.pids().items() if "host.control" in words]
-    if control in host.pids():
-        host.kill(control)
+    host.kill(pid_of(host, "host.control"))
     until(lambda: host.status().ready is False, "control is back")
     assert host.slot("versioned.v1:1").state == "STOPPED"
     assert host.command("apply", "--dry-run").stdout == "nothing to change\n"
@@ -215,8 +257,7 @@ async def test_a_rollout_is_finished_whoever_dies(victim: str, repository: Path,
         done = host.command("apply")
         assert done.returncode == 0, done.stderr
         await asyncio.sleep(chance.uniform(0, 1.2))
-        (pid,) = [pid for pid, words in host.pids().items() if victim in words]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid_of(host, victim), signal.SIGKILL)
         if victim == "supervisor.supervisord":
             await asyncio.sleep(chance.uniform(0, 0.5))
 

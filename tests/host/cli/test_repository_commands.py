@@ -249,7 +249,7 @@ def test_gc_keeps_what_runs_whatever_is_to_run(run: Run, pack: Callable[..., Pat
     assert versions(tmp_path) == ["1", "2"]
     (tmp_path / "run" / "deployment.json").write_text("{")
     outcome = run("gc", "--keep", "0")
-    assert (outcome.code, "deployment.json: not a deployment in force" in outcome.err) == (2, True)
+    assert (outcome.code, "deployment.json: not a deployment" in outcome.err) == (2, True)
     assert versions(tmp_path) == ["1", "2"]
 
 
