@@ -16,6 +16,7 @@ from host.cli.children import adopt_orphans, kill_children, terminated_with_pare
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
 from host.config.deployment import write_deployment
+from host.config.history import note_start
 from host.config.run_dir import group_name
 from host.control.compare import compare, not_ready, served
 from host.control.groups import write_config, write_grants
@@ -121,6 +122,7 @@ class RunningHost:
         write_deployment(run_dir.routing, plan.deployment)
         write_host_record(run_dir, plan.record)
         write_grants(run_dir, plan.grants)
+        note_start(run_dir.history, plan.deployment)
         write_config(run_dir, render(plan.settings, plan.deployment, plan.programs))
         adopt_orphans()
         self._launch()

@@ -70,6 +70,14 @@ def add_to_history(path: Path, change: Change) -> None:
     write_atomically(path, b"".join(msgspec.json.encode(one) + b"\n" for one in changes))
 
 
+def note_start(path: Path, deployment: Deployment) -> None:
+    """The host starts: a change if it is to run something else than what the last one says."""
+    start = change_of("up", deployment, [f"{one.name}: version {one.version}" for one in deployment.models])
+    history = read_history(path)
+    if not history or history[-1].models != start.models:
+        add_to_history(path, start)
+
+
 def version_before(history: Sequence[Change], name: str, version: str) -> str | None:
     """The default version that a model had before it got this one; None if no change tells of one."""
     seen = [one.version for change in history for one in change.models if one.name == name and one.default]

@@ -17,6 +17,7 @@ from clients import off_loop
 from hosts import RunningHost, tensors, until
 from versions import Watch, watched, write_versions
 
+from host.config.history import read_history
 from host.manifest import MANIFEST_FILE, encode_manifest, list_files, make_manifest
 from host.protocol.package import read_package
 
@@ -224,7 +225,7 @@ async def test_a_file_applied_twice_changes_nothing(repository: Path, make_host:
         "changed": False, "generation": 0, "differences": [], "converged": True, "failures": [],
     }  # fmt: skip
     assert host.pids() == before
-    assert not host.run_dir.history.exists()
+    assert [change.what for change in read_history(host.run_dir.history)] == ["up"]
 
 
 async def test_what_an_operator_stopped_stays_so_until_the_next_apply(repository: Path, make_host: MakeHost) -> None:
@@ -314,9 +315,25 @@ async def test_what_cannot_run_is_refused_before_anything_changes(repository: Pa
         done = host.command("apply", "--wait")
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
     assert host.pids() == before
-    assert not host.run_dir.history.exists()
+    assert [change.what for change in read_history(host.run_dir.history)] == ["up"]
     assert host.command("scale", "nobody=2").returncode == 2
     assert host.command("rollback", "versioned").returncode == 2
+
+
+async def test_memory_and_cpus_change_while_the_processes_run(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    before = host.worker_pids_of("versioned.v1")
+    limit_bytes = memory_limits_bytes(host)
+    async with watched(host) as watch:
+        deploy(host, ("versioned", "1", 2), more='memory = "192MiB"\n')
+        assert "memory 128 MiB -> 192 MiB" in (await applied(host)).stdout
+        await watch.more(50)
+    assert watch.failed == []
+    assert host.worker_pids_of("versioned.v1") == before
+    assert (limit_bytes, memory_limits_bytes(host)) in ((256 << 20, 384 << 20), (0, 0))
 
 
 async def test_a_model_comes_and_goes_while_the_host_runs(repository: Path, make_host: MakeHost) -> None:
