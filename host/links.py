@@ -78,6 +78,8 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.hello: Hello | None = None
+        self.greeted = asyncio.Event()
+        """There was a hello, or there will be none."""
         self._owner = owner
         # A hello has no body: who is nobody yet gets no memory of ours.
         self._decoder = FrameDecoder(0)
@@ -153,6 +155,7 @@ class Link(asyncio.Protocol):
             if self._hello_timer is not None:
                 self._hello_timer.cancel()
             self._owner.joined(self, hello)
+            self.greeted.set()
         elif frame.kind == Kind.GOODBYE and self.hello is not None:
             self._owner.leaving(self)
         elif frame.kind == Kind.NOTICE and self.hello is not None and self.path.parent.name == FEATURES_GROUP:
@@ -179,6 +182,7 @@ class LinkDirectory:
         self._body_max_bytes = body_max_bytes
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[Path, dict[int, Link]] = {}
+        self._watching = asyncio.Event()
 
     async def run(self, watching: Callable[[], None] = lambda: None) -> None:
         """Watch until cancelled; `watching` is called when no socket that appears can be missed any more."""
@@ -186,6 +190,7 @@ class LinkDirectory:
             with Inotify() as inotify:
                 inotify.add_watch(self._directory, _CHANGES)
                 self._look(inotify)
+                self._watching.set()
                 watching()
                 async for event in inotify:
                     self._noticed(inotify, event)
@@ -195,6 +200,16 @@ class LinkDirectory:
             for links in self._open.values():
                 for link in links.values():
                     link.close()
+
+    async def first_joined(self, limit_s: float) -> None:
+        """Wait for the hello of every worker that is ready as the watch begins, but not longer than this."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._watching.wait()
+                await asyncio.sleep(0)  # every task that looks at a socket has begun by then
+                await asyncio.gather(*(link.greeted.wait() for links in self._open.values() for link in links.values()))
+        except TimeoutError:
+            pass
 
     def _noticed(self, inotify: Inotify, event: Event) -> None:
         if Mask.Q_OVERFLOW in event.mask:
@@ -245,6 +260,7 @@ class LinkDirectory:
                     await asyncio.get_running_loop().create_unix_connection(lambda link=link: link, str(path))  # type: ignore[misc]
                     await link.closed
                 finally:
+                    link.greeted.set()
                     del self._open[path][inode]
             except (FileNotFoundError, ConnectionRefusedError):
                 return

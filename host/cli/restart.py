@@ -1,4 +1,4 @@
-"""`modelhost restart`: start processes of a model again, one after the other, and forget that they were failing."""
+"""`modelhost restart`: start processes again, one after the other, and forget that they were failing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from host.cli.options import load, settings_options
 from host.protocol.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from host.config.run_dir import RunDirectory
     from host.control.status import HostStatus, SlotStatus
@@ -21,12 +21,14 @@ _MARGIN_S: Final = 15.0
 
 
 @click.command("restart")
-@click.argument("names", metavar="MODEL[.vVERSION[:SLOT]] ...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME ...", nargs=-1, required=True)
 @settings_options("run_dir", "drain_s")
 def command(names: tuple[str, ...], config_file: str | None, **flags: str | None) -> int:
-    """Restart a model's processes one by one: each is ready before the next one stops.
+    """Restart processes one by one: each is ready before the next one stops.
 
-    NAME is a model ("churn"), one version ("churn.v3") or one process ("churn.v3:0"). A slot that backs off because its
+    NAME is a model ("churn"), one version ("churn.v3"), one process ("churn.v3:0"), or what serves them: "front",
+    "features", "control". With two or more of a kind no request fails; so another release of modelhost takes over on a
+    host that runs: install it, then restart front, features, control and every model. A slot that backs off because its
     processes died soon starts at once.
     """
     import msgspec
@@ -55,19 +57,29 @@ def chosen(status: HostStatus, names: Sequence[str]) -> list[SlotStatus]:
     found: dict[str, SlotStatus] = {}
     problems: list[str] = []
     for name in names:
-        some = [
-            slot
-            for model in status.models
-            for slot in model.slots
-            if name in (model.name, slot.name.partition(":")[0], slot.name)
-        ]
+        some = [slot for names, slot in _slots(status) if name in names]
         if not some:
-            known = ", ".join(dict.fromkeys(model.name for model in status.models))
+            known = ", ".join(dict.fromkeys(names[0] for names, _ in _slots(status)))
             problems.append(f"expected a model, version or process of this host ({known}), received {name!r}")
         found.update((slot.name, slot) for slot in some)
     if problems:
         raise ConfigError(*problems)
     return list(found.values())
+
+
+def _serves(run_dir: RunDirectory, program: str) -> bool:
+    """Whether a front listens: it makes its socket for control after that. Others are what control says."""
+    group, _, index = program.partition(":")
+    return group != "front" or run_dir.front_socket(int(index)).exists()
+
+
+def _slots(status: HostStatus) -> Iterator[tuple[tuple[str, ...], SlotStatus]]:
+    """Every process, with the names that mean it."""
+    for model in status.models:
+        for slot in model.slots:
+            yield (model.name, slot.name.partition(":")[0], slot.name), slot
+    for slot in status.host:
+        yield (slot.name.partition(":")[0], slot.name), slot
 
 
 def _restart(run_dir: RunDirectory, slot: SlotStatus, limit_s: float) -> None:
@@ -89,8 +101,8 @@ def _restart(run_dir: RunDirectory, slot: SlotStatus, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while True:
         status = msgspec.json.decode(fetch_status(run_dir), type=HostStatus)
-        now = next((one for model in status.models for one in model.slots if one.name == slot.name), None)
-        if now is not None and now.ready:
+        now = next((one for _, one in _slots(status) if one.name == slot.name), None)
+        if now is not None and now.ready and now.pid != slot.pid and _serves(run_dir, slot.name):
             return
         died = now is not None and sum(now.deaths.values()) > sum(slot.deaths.values())
         if now is None or died or time.monotonic() > deadline:

@@ -35,6 +35,9 @@ logger = logging.getLogger("modelhost.front")
 
 LISTEN_BACKLOG: Final = 1024
 _NS_PER_S: Final = 1_000_000_000
+FIRST_JOINED_S: Final = 2.0
+"""A worker says hello between two batches: one that takes longer is not waited for."""
+
 HELD_BODIES: Final = 16
 """A front holds at most so many bodies of the largest size, or any number of smaller ones of the same sum."""
 
@@ -68,7 +71,8 @@ async def serve_front(options: FrontOptions) -> None:
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
     request_ids = RequestIds()
     handler = Handler(catalog, gateway, budget, request_ids, options.max_body_bytes)
-    links = asyncio.create_task(LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES).run())
+    directory = LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES)
+    links = asyncio.create_task(directory.run())
     http = FrontServer(handler, options)
     lane = FastLane(
         catalog,
@@ -82,11 +86,13 @@ async def serve_front(options: FrontOptions) -> None:
     if options.fast_lane:
         http.fast_lane = lane
     routing = Routing(run_dir, handler, lane, gateway)
-    answering = await routing.answer_control(options.index)
     chores = [asyncio.create_task(one) for one in (routing.follow(), lane.sweep(), http.sweep())]
     settle_memory()
+    # As soon as it listens it gets its share of the connections, whatever it knows of workers by then.
+    await directory.first_joined(FIRST_JOINED_S)
     sock = listening_socket(options.address, options.port)
     listener = await loop.create_server(http.protocol, sock=sock)
+    answering = await routing.answer_control(options.index)
     logger.info("listening on %s port %d", options.address, options.port)
 
     # 2. serve

@@ -286,6 +286,21 @@ async def test_a_front_is_restarted_and_no_request_fails(repository: Path, make_
     assert watch.failed == []
 
 
+async def test_everything_is_restarted_one_by_one_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
+    """As when another release of modelhost takes over."""
+    write_versions(repository, ["1"])
+    host = make_host(repository, fronts=2)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    before = set(host.pids())
+    async with watched(host, clients=16) as watch:
+        done = await command(host, "restart", "front", "control", "versioned")
+        assert done.returncode == 0, done.stderr
+        await watch.more(100)
+    assert watch.failed == []
+    assert len(before & set(host.pids())) == 2, "up and supervisord are what they were"
+
+
 async def test_a_host_that_drains_says_so_and_serves(repository: Path, make_host: MakeHost) -> None:
     write_versions(repository, ["1"])
     host = make_host(repository)
