@@ -13,6 +13,8 @@ from host.cli.options import load, settings_options
 from host.protocol.errors import HostError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from host.config.run_dir import RunDirectory
     from host.control.status import HostStatus, ModelStatus, SlotStatus
     from host.isolation.inspection import Enforced
@@ -21,6 +23,7 @@ CALL_TIMEOUT_S: Final = 5.0
 CONTROL_BACK_S: Final = 3.0
 """supervisord restarts a dead control within about a second."""
 
+WATCH_S: Final = 1.0
 _LOOK_S: Final = 0.1
 _OWN: Final = {True: "own", False: "the host's", None: "not ours to see"}
 
@@ -31,13 +34,15 @@ class NotRunning(HostError):
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="write the document that control gives")
+@click.option("--watch", is_flag=True, help="show it again every second, until Ctrl-C")
 @click.option("--isolation", is_flag=True, help="show what each process is kept from, as the kernel says")
 @settings_options("run_dir")
-def command(as_json: bool, isolation: bool, config_file: str | None, **flags: str | None) -> int:
+def command(as_json: bool, watch: bool, isolation: bool, config_file: str | None, **flags: str | None) -> int:
     """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready.
 
-    With --isolation: what is in force for every process, read back from /proc and the cgroups, and what this host does
-    not allow; then it ends with 1 if something is missing.
+    CPU is in use since the process started; with --watch, since the last look. With --isolation: what is in force for
+    every process, read back from /proc and the cgroups, and what this host does not allow; then it ends with 1 if
+    something is missing.
     """
     import msgspec
 
@@ -54,6 +59,8 @@ def command(as_json: bool, isolation: bool, config_file: str | None, **flags: st
         print_json({"running": False, "ready": False, "reason": str(error)})
         return 1
     status = msgspec.json.decode(document, type=HostStatus)
+    if watch and not as_json and not isolation:
+        _watch(run_dir, status)
     if isolation:
         return _show_isolation(run_dir, status, as_json=as_json)
     if as_json:
@@ -61,6 +68,26 @@ def command(as_json: bool, isolation: bool, config_file: str | None, **flags: st
     else:
         _print(status)
     return 0 if status.ready else 1
+
+
+def _watch(run_dir: RunDirectory, status: HostStatus) -> None:
+    """Until Ctrl-C, which ends this command as any other."""
+    import msgspec
+
+    from host.control.status import HostStatus
+
+    before: dict[str, SlotStatus] = {}
+    while True:
+        click.clear()
+        click.echo(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+        _print(status, before)
+        before = {slot.name: slot for slot in _slots(status)}
+        time.sleep(WATCH_S)
+        status = msgspec.json.decode(fetch_status(run_dir), type=HostStatus)
+
+
+def _slots(status: HostStatus) -> list[SlotStatus]:
+    return [*(slot for model in status.models for slot in model.slots), *status.host, *status.unwanted]
 
 
 def _show_isolation(run_dir: RunDirectory, status: HostStatus, *, as_json: bool) -> int:
@@ -155,7 +182,8 @@ def _get(run_dir: RunDirectory) -> bytes:
     return body
 
 
-def _print(status: HostStatus) -> None:
+def _print(status: HostStatus, before: Mapping[str, SlotStatus] | None = None) -> None:
+    """Show it. `before`: every slot at an earlier look, which CPU is shown since."""
     from host.cli.printing import make_table, print_table
 
     models = make_table("model", "version", "wanted", "ready", "", title="models")
@@ -168,10 +196,11 @@ def _print(status: HostStatus) -> None:
         if model.reason:
             click.echo(f"{model.name} version {model.version}: {model.reason}")
     click.echo()
-    processes = make_table("process", "ready", "state", "pid", "uptime", "restarts", "last exit", title="processes")
-    slots = [*(slot for model in status.models for slot in model.slots), *status.host, *status.unwanted]
-    for slot in slots:
-        processes.add_row(*_cells(slot))
+    processes = make_table(
+        *("process", "ready", "state", "pid", "uptime", "memory", "CPU", "restarts", "last exit"), title="processes"
+    )
+    for slot in _slots(status):
+        processes.add_row(*_cells(slot, (before or {}).get(slot.name)))
     print_table(processes)
 
 
@@ -192,7 +221,7 @@ def _state(model: ModelStatus) -> str:
             return "[green]ready[/]" if is_ready else "[red]not ready[/]"
 
 
-def _cells(slot: SlotStatus) -> list[str]:
+def _cells(slot: SlotStatus, before: SlotStatus | None) -> list[str]:
     exit_text = ""
     if slot.last_exit is not None:
         exit_text = f"{_clock(slot.last_exit.at)} {slot.last_exit.reason}"
@@ -208,9 +237,23 @@ def _cells(slot: SlotStatus) -> list[str]:
         slot.state,
         str(slot.pid or ""),
         duration(slot.uptime_s) if slot.pid else "",
+        *_usage_cells(slot, before),
         str(slot.restarts or ""),
         exit_text,
     ]
+
+
+def _usage_cells(slot: SlotStatus, before: SlotStatus | None) -> tuple[str, str]:
+    """Memory against its limit, and CPUs in use: since the earlier look, or since the process started."""
+    usage = slot.usage
+    if usage is None:
+        return "", ""
+    mib = 1 << 20
+    limit = f" of {usage.memory_limit_bytes // mib:,}" if usage.memory_limit_bytes else ""
+    cpu_s, wall_s = usage.cpu_s, slot.uptime_s
+    if before is not None and before.usage is not None and before.pid == slot.pid:
+        cpu_s, wall_s = cpu_s - before.usage.cpu_s, wall_s - before.uptime_s
+    return f"{usage.memory_bytes // mib:,}{limit} MiB", f"{cpu_s / wall_s:.0%}" if wall_s > 0 else ""
 
 
 def _clock(at: float) -> str:

@@ -10,7 +10,7 @@ from host.config.deployment import DeployedModel, Deployment
 from host.config.run_dir import FEATURES_GROUP
 from host.control.deaths import SlotDeaths
 from host.control.reconcile import Failure, Memory
-from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, VersionState
+from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, Usage, VersionState
 from host.supervisor import ProcessInfo, ProcessState
 
 
@@ -22,6 +22,7 @@ class SlotHistory:
     """Since control runs."""
     deaths: SlotDeaths | None = None
     backoff: Backoff | None = None
+    usage: Usage | None = None
 
 
 HOST_GROUPS: Final = ("front", "control", FEATURES_GROUP)
@@ -120,6 +121,7 @@ def compare(
             last_exit=history.deaths.last if history.deaths is not None else None,
             deaths=history.deaths.counts if history.deaths is not None else {},
             backoff=history.backoff,
+            usage=history.usage if alive else None,
         )
 
     models: list[ModelStatus] = []

@@ -27,11 +27,12 @@ from host.control.probe import WorkerProbe
 from host.control.reconcile import Pace, starting_max
 from host.control.reconciler import Reconciler
 from host.control.status import Backoff, HostStatus
+from host.control.usage import usage_of
 from host.control.wake import wake_supervisor
 from host.isolation.backoff import read_lives
 from host.isolation.prepare import read_record
 from host.protocol.errors import HostError
-from host.supervisor import AsyncSupervisorClient
+from host.supervisor import AsyncSupervisorClient, ProcessInfo
 from host.unix_http import listen_on_unix
 
 logger = logging.getLogger("modelhost.control")
@@ -62,10 +63,11 @@ class Control:
         self._supervisor = AsyncSupervisorClient(run_dir.supervisor_socket)
         self.probe = WorkerProbe(run_dir.sockets, changed=self._something_changed, died=self._worker_died)
         record = read_record(run_dir)
+        self._tree = record.tree if record is not None else None
         self._ledger = Ledger(
             run_dir,
             self._supervisor,
-            record.tree if record is not None else None,
+            self._tree,
             lambda: self.reconciler.memory.known,
             self.probe.last_ready_pid,
         )
@@ -86,16 +88,22 @@ class Control:
         """Compare. Raises `HostError` if supervisord does not answer, `ConfigError` without a deployment."""
         reconciler = self.reconciler
         processes = await self._supervisor.processes()
-        histories = {process.program: self._history(process.program) for process in processes}
+        histories = {process.program: self._history(process) for process in processes}
         plans = plans_of(reconciler.desired(), reconciler.routed(), reconciler.memory)
         return compare(plans, processes, self.probe.readiness, histories, time.time(), self.probe.unready)
 
-    def _history(self, program: str) -> SlotHistory:
+    def _history(self, process: ProcessInfo) -> SlotHistory:
+        program = process.program
         lives = read_lives(self._run_dir.slot_lives(program))
         backoff = None
         if lives is not None and lives.short:
             backoff = Backoff(short_lives=lives.short, since=lives.since_s, until=lives.begins_s)
-        return SlotHistory(starts=self._starts[program], deaths=self._ledger.slots.get(program), backoff=backoff)
+        return SlotHistory(
+            starts=self._starts[program],
+            deaths=self._ledger.slots.get(program),
+            backoff=backoff,
+            usage=usage_of(self._tree, program, process.pid),
+        )
 
     def _something_changed(self) -> None:
         self.reconciler.notice()

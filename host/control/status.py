@@ -56,6 +56,17 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """When the next one begins, or began."""
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process takes."""
+
+    memory_bytes: int
+    """Of its cgroup, the page cache that is its own included; without one, resident."""
+    memory_limit_bytes: int
+    """0: none."""
+    cpu_s: float
+    """User and system time since it started."""
+
+
 class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One process: a worker's slot, a front, or control."""
 
@@ -78,6 +89,8 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How often it died, by kind, since the host started."""
     backoff: Backoff | None = None
     """None unless its last lives were short."""
+    usage: Usage | None = None
+    """None when there is no process."""
 
 
 class VersionState(enum.Enum):

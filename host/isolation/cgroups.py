@@ -222,6 +222,10 @@ class Leaf:
         peak = _number(self.path / "memory.max_usage_in_bytes")
         return Counters(_entry(self.path / "memory.oom_control", "oom_kill"), peak)
 
+    def memory_bytes(self) -> int:
+        """What its processes hold now, the page cache that is theirs included; 0 if it is not there."""
+        return _number(self.path / ("memory.current" if self.version == 2 else "memory.usage_in_bytes"))
+
     def limits(self) -> Limits:
         """What is in force, read back."""
         if self.version == 2:

@@ -204,7 +204,8 @@ def test_slots_beyond_the_processes_are_not_started() -> None:
 
 def test_as_many_load_at_a_time_as_there_are_cpus_and_always_two() -> None:
     def cpus(count: int) -> Topology:
-        return Topology(tuple(Cpu(number=number, core=number) for number in range(count)), memory_bytes=1)
+        found = tuple(Cpu(number=number, core=number, node=0) for number in range(count))
+        return Topology(cpus=found, memory_bytes=1)
 
     assert [starting_max(cpus(count)) for count in (1, 2, 3, 64)] == [2, 2, 3, 64]
 
