@@ -26,11 +26,11 @@ def command(
     deployment file first. Applying a file twice changes nothing; what had failed, or was stopped with supervisorctl, is
     started again.
     """
-    from host.cli.changes import DesiredState, finish
+    from host.cli.changes import RunningState, finish
     from host.config.run_dir import RunDirectory
     from host.protocol.errors import ConfigError
 
-    state = DesiredState(RunDirectory(load(config_file, flags).settings.run_dir))
+    state = RunningState(RunDirectory(load(config_file, flags).settings.run_dir))
     what = "apply" if file is None else f"apply {file.name}"
     with state.lock():
         try:

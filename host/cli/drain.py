@@ -17,12 +17,12 @@ def command(off: bool, config_file: str | None, **flags: str | None) -> int:
     """
     import msgspec
 
-    from host.cli.changes import DesiredState
+    from host.cli.changes import RunningState
     from host.config.deployment import write_deployment
     from host.config.history import add_to_history, change_of
     from host.config.run_dir import RunDirectory
 
-    state = DesiredState(RunDirectory(load(config_file, flags).settings.run_dir))
+    state = RunningState(RunDirectory(load(config_file, flags).settings.run_dir))
     with state.lock():
         before = state.desired()
         if before.draining == (not off):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from host.config.deployment import DeployedModel, Deployment
 from host.config.deployment_file import with_changes
 from host.config.history import Change, version_before
 from host.protocol.errors import ConfigError
 from host.protocol.package import PROCESSES_MAX
+
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def parse_scale(words: Sequence[str]) -> dict[str, int]:
@@ -17,7 +21,7 @@ def parse_scale(words: Sequence[str]) -> dict[str, int]:
     problems = []
     for word in words:
         name, separator, number = word.rpartition("=")
-        if not (separator and name and number.isascii() and number.isdigit() and 1 <= int(number) <= PROCESSES_MAX):
+        if not (separator and name and _NUMBER.fullmatch(number) and 1 <= int(number) <= PROCESSES_MAX):
             problems.append(f'expected MODEL=N with N from 1 to {PROCESSES_MAX}, such as churn=4, received "{word}"')
         elif name in numbers:
             problems.append(f'expected every model once, received "{name}" twice')

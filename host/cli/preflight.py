@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,18 +17,18 @@ from typing import Final
 
 import host
 from host.cli.listeners import listening_process
-from host.config.deployment import Deployment, load_deployment, socket_path_problems
+from host.config.deployment import Deployment, load_deployment
 from host.config.run_dir import RunDirectory
 from host.config.settings import HostSettings, LoadedSettings
 from host.control.host_record import HostRecord
-from host.isolation.planning import demands, writable_directories
+from host.deployment_checks import deployment_problems
+from host.isolation.planning import demands
 from host.isolation.prepare import clear
 from host.isolation.topology import read_topology
-from host.manifest import checksum_problems
 from host.placement import Grant, Topology, place
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import SupervisorClient, SupervisorFault, SupervisorUnreachable
-from supervisor_conf.render import Programs, open_files
+from supervisor_conf.render import Programs
 
 OLD_SUPERVISOR_S: Final = 30.0
 """How long the supervisord of a killed run may take to stop."""
@@ -103,47 +102,6 @@ def make_plan(loaded: LoadedSettings) -> Plan:
         topology=topology,
         grants=grants,
     )
-
-
-def deployment_problems(settings: HostSettings, deployment: Deployment) -> list[str]:
-    """What keeps a deployment from running on a host with these settings, but for its CPUs and memory."""
-    return [
-        *checksum_problems(deployment),
-        *socket_path_problems(deployment, settings.run_dir),
-        *environment_problems(deployment),
-        *_open_files_problems(settings, deployment),
-        *_writable_problems(settings, deployment),
-    ]
-
-
-def environment_problems(deployment: Deployment) -> list[str]:
-    """Every model whose environment is not built: that is done before anything runs, and never at load."""
-    return [
-        f"{model.name} version {model.version}: its environment is not built; "
-        f"build it with: modelhost build {model.name}"
-        for model in deployment.models
-        if model.python is not None and not Path(model.python).exists()
-    ]
-
-
-def _writable_problems(settings: HostSettings, deployment: Deployment) -> Iterable[str]:
-    """Directories of `sandbox.writable` that are none, hold what no model may write, or lie in one another."""
-    seen: list[Path] = []
-    for model in deployment.models:
-        for path in writable_directories(model):
-            where = f"{model.name} version {model.version}: sandbox.writable: {path}"
-            resolved = path.resolve()
-            # Whoever writes to a directory can put a link where another one's was.
-            other = next((one for one in seen if one.is_relative_to(resolved) or resolved.is_relative_to(one)), None)
-            seen.append(resolved)
-            if not path.is_dir():
-                yield f"{where}: expected a directory, found none"
-            elif other is not None:
-                yield f"{where}: expected a directory apart from every other one, received one that shares {other}"
-            elif resolved != path:
-                yield f'{where}: expected the directory\'s own path, without links and "..", which is {resolved}'
-            elif settings.run_dir.resolve().is_relative_to(resolved) or Path(model.package).is_relative_to(resolved):
-                yield f"{where}: expected a directory of its own, received one that holds the package or run_dir"
 
 
 def find_programs(settings: HostSettings) -> Programs:
@@ -339,14 +297,3 @@ def _interpreter_problems(settings: HostSettings) -> list[str]:
         return []
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return [f"model_python: {python}: expected Python >= 3.11 with {', '.join(_WORKER_NEEDS)}, received: {last}"]
-
-
-def _open_files_problems(settings: HostSettings, deployment: Deployment) -> list[str]:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = open_files(settings, deployment)
-    if os.geteuid() == 0 or hard == resource.RLIM_INFINITY or needed <= hard:
-        return []
-    return [
-        f"max_connections: {settings.max_connections} connections and the workers need {needed} open files, "
-        f"this user may open {hard} (ulimit -Hn)"
-    ]

@@ -27,12 +27,12 @@ def command(
 
     Which one that was stands in `modelhost history`.
     """
-    from host.cli.changes import DesiredState, finish
+    from host.cli.changes import RunningState, finish
     from host.cli.edits import rolled_back
     from host.config.history import read_history
     from host.config.run_dir import RunDirectory
 
-    state = DesiredState(RunDirectory(load(config_file, flags).settings.run_dir))
+    state = RunningState(RunDirectory(load(config_file, flags).settings.run_dir))
     with state.lock():
         text = rolled_back(state.text(), state.desired(), read_history(state.run_dir.history), model, version)
         change = state.change(text, f"rollback {model}", dry_run=dry_run, retry=False)

@@ -20,12 +20,12 @@ def command(
 
     Only processes that are added or taken away start or stop. Without a version: that of requests without one.
     """
-    from host.cli.changes import DesiredState, finish
+    from host.cli.changes import RunningState, finish
     from host.cli.edits import parse_scale, scaled
     from host.config.run_dir import RunDirectory
 
     numbers = parse_scale(wanted)
-    state = DesiredState(RunDirectory(load(config_file, flags).settings.run_dir))
+    state = RunningState(RunDirectory(load(config_file, flags).settings.run_dir))
     with state.lock():
         text = scaled(state.text(), state.desired(), numbers)
         change = state.change(text, f"scale {' '.join(wanted)}", dry_run=dry_run, retry=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AbstractTable, AoT, Array
 
 from host.config.files import write_atomically
 from host.protocol.errors import ConfigError
@@ -68,7 +69,7 @@ def _entry(where: str, table: TableReader) -> Entry:
 
 # -- changes --------------------------------------------------------------------------------------------------
 def with_changes(text: str, name: str, changes: Mapping[str, Any], versions: Sequence[str | None]) -> str:
-    """Set keys of the first entry of a model that has one of the versions (None: an entry without a version).
+    """Set keys of a model's entry with the first of the versions that has one (None: an entry without a version).
 
     Everything else stays as it was written. Raises `ConfigError` if there is no such entry.
     """
@@ -76,12 +77,24 @@ def with_changes(text: str, name: str, changes: Mapping[str, Any], versions: Seq
         document = tomlkit.parse(text)
     except TOMLKitError as error:
         raise ConfigError(f"the deployment file cannot be changed: {error}") from error
-    for entry in document.get("models", []):
-        if entry.get("name") == name and entry.get("version") in versions:
-            for key, value in changes.items():
-                entry[key] = value
-            return tomlkit.dumps(document)
+    entries = document.get("models", [])
+    if not isinstance(entries, AoT | Array) or not all(isinstance(entry, AbstractTable) for entry in entries):
+        raise ConfigError("expected [[models]] in the deployment file, found models that is something else")
+    for version in versions:
+        for entry in entries:
+            if entry.get("name") == name and entry.get("version") == version:
+                _change(entry, changes)
+                return tomlkit.dumps(document)
     raise ConfigError(f"expected a [[models]] with the name {name} in the deployment file, found none")
+
+
+def _change(entry: AbstractTable, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if key in entry:
+            entry[key] = value
+        else:
+            # Behind its last key: at its end the table may hold a comment that belongs to the next one.
+            entry.value._insert_after(list(entry)[-1], key, tomlkit.item(value))
 
 
 def entries_text(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -11,8 +11,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     part = path.with_name(f".{path.name}.new")
     try:
         part.unlink(missing_ok=True)
-        part.touch(mode)
+        part.touch(0o600)
         with part.open("wb") as stream:
+            os.fchmod(stream.fileno(), mode)
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

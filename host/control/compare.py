@@ -70,12 +70,18 @@ def plans_of(desired: Deployment, routed: Deployment, memory: Memory) -> Plans:
     """Say where every version stands, those that should run first."""
     routes = {model.group for model in routed.models}
     wanted = {model.group for model in desired.models}
+    failed = {model.name: model for model in desired.models if model.group in memory.failed}
     versions = []
     for model in desired.models:
-        failure = memory.failed.get(model.group)
-        state = VersionState.SERVING if model.group in routes else VersionState.STARTING
-        if failure is not None and model.group not in routes:
-            state = VersionState.FAILED
+        state, failure = VersionState.SERVING, None
+        if model.group not in routes:
+            state = VersionState.STARTING
+            culprit = failed.get(model.name)
+            if culprit is not None:
+                state, failure = VersionState.FAILED, memory.failed.get(model.group)
+                failure = failure or Failure(
+                    at=0.0, reason=f"version {culprit.version} was given up, and this one with it"
+                )
         versions.append(Planned(model=model, state=state, failure=failure))
     replaced = [model for model in routed.models if model.group not in wanted]
     leaving = [model for group, model in memory.known.items() if group not in wanted | routes]

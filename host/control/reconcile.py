@@ -16,6 +16,7 @@ serve, and what supervisord has. So whoever dies at any point, the next look goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -30,7 +31,11 @@ from host.supervisor import ProcessState
 T = TypeVar("T")
 
 START_MARGIN_S: Final = 15.0
-"""Beyond the `startup_s` that each of a version's processes has: launcher and interpreter, on a busy machine."""
+"""Beyond a process' `startup_s`, which it keeps itself: launcher and interpreter, on a busy machine."""
+
+
+_DOWN: Final = (ProcessState.STOPPED, ProcessState.FATAL)
+"""supervisord does not start it again by itself."""
 
 
 # -- what there is --------------------------------------------------------------------------------------------
@@ -147,8 +152,8 @@ class Fail(msgspec.Struct, frozen=True):
 Action = Declare | Start | Stop | Remove | Route | Fail
 
 
-def begin(memory: Memory, desired: Deployment, actual: Actual) -> Memory:
-    """What is remembered, brought up to the desired state and to what runs.
+def begin(memory: Memory, desired: Deployment, routed: Deployment, actual: Actual) -> Memory:
+    """What is remembered, brought up to the desired state, to what is served and to what runs.
 
     With a new desired state what failed is tried again, and what an operator stopped is started again.
     """
@@ -158,9 +163,10 @@ def begin(memory: Memory, desired: Deployment, actual: Actual) -> Memory:
         for number, slot in slots.items()
         if slot.state.alive and slot.state is not ProcessState.STOPPING
     )
+    unrouted = _without(memory.unrouted, (model.group for model in routed.models))
     if memory.generation != desired.generation:
-        return msgspec.structs.replace(memory, generation=desired.generation, started=alive, begun={}, failed={})
-    return msgspec.structs.replace(memory, started=memory.started | alive)
+        return Memory(generation=desired.generation, known=memory.known, unrouted=unrouted, started=alive)
+    return msgspec.structs.replace(memory, unrouted=unrouted, started=memory.started | alive)
 
 
 def decide(
@@ -238,10 +244,13 @@ def _without(mapping: Mapping[str, T], keys: Iterable[str]) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key not in gone}
 
 
-def _can_be_routed(versions: Iterable[DeployedModel], before: Sequence[DeployedModel], actual: Actual) -> bool:
-    """Whether every version is served already, or has all its processes ready."""
+def _can_be_routed(versions: Sequence[DeployedModel], before: Sequence[DeployedModel], actual: Actual) -> bool:
+    """Whether every version has all its processes ready. One that is served already need not, unless others leave."""
     groups = {model.group for model in before}
-    return all(model.group in groups or _ready(model, actual) >= model.processes for model in versions)
+    others_leave = not groups <= {model.group for model in versions}
+    return all(
+        (model.group in groups and not others_leave) or _ready(model, actual) >= model.processes for model in versions
+    )
 
 
 def _ready(model: DeployedModel, actual: Actual) -> int:
@@ -255,27 +264,34 @@ def _failures(
 ) -> Iterator[tuple[str, Failure]]:
     """New versions that cannot be served: a process of theirs died, or was not ready in time."""
     served = {model.group for model in routed.models}
+    given_up = {model.name for model in desired.models if model.group in memory.failed}
     for model in desired.models:
         group = model.group
-        if group in served or group in memory.failed or group not in memory.begun:
+        if group in served or model.name in given_up or group not in memory.begun:
             continue
-        failure = _failure(model, actual, memory.begun[group], now)
+        failure = _failure(model, actual, memory, now)
         if failure is not None:
             yield group, failure
 
 
-def _failure(model: DeployedModel, actual: Actual, begun: float, now: float) -> Failure | None:
+def _failure(model: DeployedModel, actual: Actual, memory: Memory, now: float) -> Failure | None:
+    begun = memory.begun[model.group]
     slots = actual.slots.get(model.group, {})
-    for program in model.programs():
+    limit_s = model.limits.startup_s + START_MARGIN_S
+    for number, program in enumerate(model.programs()):
         died = actual.exits.get(program)
         if died is not None and died.at >= begun:
             return Failure(at=now, program=program, reason=died.reason, log=died.log)
-        slot = slots.get(int(program.rpartition(":")[2]))
-        if slot is not None and slot.state is ProcessState.FATAL:
+        slot = slots.get(number)
+        if slot is None:
+            continue
+        # supervisord counts in whole seconds.
+        if slot.state is ProcessState.FATAL and slot.started_at >= math.floor(begun):
             return Failure(at=now, program=program, reason=slot.spawn_error or "supervisord has given it up")
-    limit_s = model.processes * (model.limits.startup_s + START_MARGIN_S)
-    if now - begun > limit_s:
-        return Failure(at=now, reason=f"{_ready(model, actual)} of {model.processes} are ready after {limit_s:.0f} s")
+        if slot.state is ProcessState.STOPPED and slot.started_at and program in memory.started:
+            return Failure(at=now, program=program, reason="somebody has stopped it")
+        if _can_be_stopped(slot) and not slot.ready and now - slot.started_at > limit_s:
+            return Failure(at=now, program=program, reason=f"not ready {limit_s:.0f} s after its start")
     return None
 
 
@@ -302,13 +318,20 @@ def _starts(
             if slot is None:
                 continue
             program = f"{model.group}:{number}"
-            if slot.state is ProcessState.STOPPED:
+            if slot.state in _DOWN:
                 if not slot.started_at or program not in memory.started:
                     stopped.append(program)
-            elif slot.state.alive and not slot.ready and now - slot.started_at < model.limits.startup_s:
+            elif _loads(slot, actual.exits.get(program), model.limits.startup_s, now):
                 starting += 1
     for program in stopped[: max(0, starting_max - starting)]:
         yield Start(program)
+
+
+def _loads(slot: SlotActual, died: ExitStatus | None, startup_s: float, now: float) -> bool:
+    """Whether a process is on its way; one that supervisord starts again and again keeps nobody else from starting."""
+    since = now - startup_s
+    is_coming = slot.state is not ProcessState.BACKOFF and not slot.ready and slot.started_at > since
+    return is_coming and (died is None or died.at <= since)
 
 
 def _surplus(running: Iterable[DeployedModel], actual: Actual) -> Iterator[Action]:

@@ -156,7 +156,7 @@ class Reconciler:
             fronts = await self._fronts(processes)
         exits = {name: slot.last for name, slot in self._ledger.slots.items() if slot.last is not None}
         actual = Actual(slots=slots, fronts=fronts, exits=exits)
-        self._remember(begin(self.memory, desired, actual))
+        self._remember(begin(self.memory, desired, routed, actual))
         return Look(desired, routed, actual, self.memory)
 
     def _slot(self, process: ProcessInfo) -> SlotActual:

@@ -114,6 +114,10 @@ FAILURE = Failure(at=NOW, program="churn.v2:0", reason="exit code 1", log=("no s
 BEGUN = {"churn.v2": NOW - 5}
 
 
+def late(now: float, program: str = "churn.v2:0") -> Failure:
+    return Failure(at=now, program=program, reason="not ready 75 s after its start")
+
+
 # -- it is declared -------------------------------------------------------------------------------------------
 def test_a_version_that_supervisord_does_not_know_is_declared() -> None:
     assert decided([V2], [], there({}), remembered()) == [Declare(V2)]
@@ -194,7 +198,13 @@ def test_a_new_supervisord_starts_what_the_old_one_had() -> None:
 @pytest.mark.parametrize("state", [ProcessState.EXITED, ProcessState.BACKOFF, ProcessState.FATAL, ProcessState.UNKNOWN])
 def test_what_supervisord_restarts_or_gave_up_is_not_started(state: ProcessState) -> None:
     actual = there({"churn.v1": [SlotActual(state=state, started_at=900.0)]})
-    assert decided([V1], [V1], actual, remembered(V1)) == []
+    assert decided([V1], [V1], actual, remembered(V1, started=["churn.v1:0"])) == []
+
+
+def test_a_new_generation_starts_again_what_supervisord_gave_up() -> None:
+    actual, memory = there({"churn.v1": [FATAL]}), remembered(V1, started=["churn.v1:0"])
+    memory = begin(memory, Deployment((V1,), generation=1), Deployment((V1,)), actual)
+    assert decided([V1], [V1], actual, memory) == [Start("churn.v1:0")]
 
 
 def test_slots_beyond_the_processes_are_not_started() -> None:
@@ -238,25 +248,60 @@ def test_what_died_before_a_version_began_is_not_held_against_it() -> None:
 
 
 def test_a_slot_that_supervisord_gave_up_fails_the_version() -> None:
-    actions = decided([V2], [], there({"churn.v2": [FATAL]}), remembered(V2, begun=BEGUN))
-    assert actions == [
+    fatal = SlotActual(state=ProcessState.FATAL, started_at=NOW - 1, spawn_error="no such file")
+    memory = remembered(V2, begun=BEGUN, started=["churn.v2:0"])
+    assert decided([V2], [], there({"churn.v2": [fatal]}), memory) == [
         Fail("churn.v2", Failure(at=NOW, program="churn.v2:0", reason="no such file")),
         Remove("churn.v2"),
     ]
 
 
-def test_a_version_has_startup_s_and_a_margin_for_each_of_its_processes() -> None:
+@pytest.mark.parametrize(("past_s", "is_late"), [(-1.0, False), (0.0, False), (0.1, True)])
+def test_a_process_has_startup_s_and_a_margin_from_its_start(past_s: float, is_late: bool) -> None:
+    slow = SlotActual(state=ProcessState.RUNNING, started_at=NOW)
+    now = NOW + STARTUP_S + START_MARGIN_S + past_s
+    actions = decided([V2], [], there({"churn.v2": [slow]}), remembered(V2, begun=BEGUN), now)
+    assert actions[:1] == ([Fail("churn.v2", late(now))] if is_late else [])
+
+
+def test_a_process_that_loads_on_through_a_change_has_its_limit_too() -> None:
+    """With a new generation its version begins anew."""
+    slow = SlotActual(state=ProcessState.RUNNING, started_at=NOW - 10)
+    now = NOW + STARTUP_S + START_MARGIN_S + 1
+    actions = decided([V2], [], there({"churn.v2": [slow]}), remembered(V2, begun={"churn.v2": NOW}), now)
+    assert Fail("churn.v2", late(now)) in actions
+
+
+def test_a_process_that_starts_in_the_second_of_its_declaration_has_its_limit_too() -> None:
+    """supervisord knows its start to the second, and control the declaration to the microsecond."""
+    slow = SlotActual(state=ProcessState.RUNNING, started_at=NOW)
+    now = NOW + STARTUP_S + START_MARGIN_S + 1
+    actions = decided([V2], [], there({"churn.v2": [slow]}), remembered(V2, begun={"churn.v2": NOW + 0.9}), now)
+    assert Fail("churn.v2", late(now)) in actions
+
+
+def test_a_version_that_is_ready_waits_for_another_that_takes_longer() -> None:
+    third = version("3", 3)
+    now = NOW + STARTUP_S + START_MARGIN_S + 1
+    loading = SlotActual(state=ProcessState.RUNNING, started_at=now - 1)
+    actual = there({"churn.v2": [READY], "churn.v3": [READY, READY, loading]})
+    memory = remembered(V2, third, begun={"churn.v2": NOW, "churn.v3": NOW})
+    assert decided([V2, third], [], actual, memory, now) == []
+
+
+def test_a_version_of_which_an_operator_stopped_a_process_does_not_wait_for_ever() -> None:
+    """It would be called starting, and `apply --wait` would wait, until somebody makes another change."""
     model = version("2", 2)
-    limit_s = 2 * (STARTUP_S + START_MARGIN_S)
-    actual = there({"churn.v2": [READY, LOADING]})
-    assert decided([model], [], actual, remembered(model, begun={"churn.v2": NOW - limit_s})) == []
-    late = decided([model], [], actual, remembered(model, begun={"churn.v2": NOW - limit_s - 0.1}))
-    assert late[0] == Fail("churn.v2", Failure(at=NOW, reason="1 of 2 are ready after 150 s"))
+    actual = there({"churn.v2": [READY, STOPPED]})
+    memory = remembered(model, begun=BEGUN, started=["churn.v2:0", "churn.v2:1"])
+    actions = decided([model], [], actual, memory, NOW + 3600)
+    assert any(isinstance(action, Fail) for action in actions)
 
 
 def test_a_served_version_does_not_fail() -> None:
     actual = there({"churn.v1": [FATAL]}, exits={"churn.v1:0": died()})
-    assert decided([V1], [V1], actual, remembered(V1, begun={"churn.v1": 0.0})) == []
+    memory = remembered(V1, begun={"churn.v1": 0.0}, started=["churn.v1:0"])
+    assert decided([V1], [V1], actual, memory) == []
 
 
 def test_a_failure_fails_the_change_of_its_model_and_of_no_other() -> None:
@@ -271,6 +316,13 @@ def test_a_failure_fails_the_change_of_its_model_and_of_no_other() -> None:
     assert actions[2:] == [Stop("churn.v2:0"), Stop("churn.v3:0")]
 
 
+def test_a_version_that_stops_because_another_one_failed_has_not_failed_itself() -> None:
+    third = version("3")
+    memory = remembered(V1, third, begun={"churn.v3": NOW - 101}, failed={"churn.v2": FAILURE})
+    stopping = SlotActual(state=ProcessState.STOPPING, started_at=NOW - 100)
+    assert decided([V2, third], [V1], there({"churn.v1": [READY], "churn.v3": [stopping]}), memory) == []
+
+
 def test_with_a_failure_what_was_served_gets_back_the_processes_it_had() -> None:
     before, after = version("1", 1), version("1", 2)
     actual = there({"churn.v1": [READY, READY], "churn.v2": [BACKOFF]}, exits={"churn.v2:0": died()})
@@ -282,7 +334,7 @@ def test_a_new_generation_tries_again_what_failed() -> None:
     memory = remembered(V1, V2, begun=BEGUN, failed={"churn.v2": FAILURE})
     actual = there({"churn.v1": [READY]})
     assert decided([V2], [V1], actual, memory) == [Remove("churn.v2")]
-    again = begin(memory, Deployment((V2,), generation=1), actual)
+    again = begin(memory, Deployment((V2,), generation=1), Deployment((V1,)), actual)
     assert (again.generation, again.failed, again.begun) == (1, {}, {})
     assert decided([V2], [V1], actual, again) == [Declare(V2)]
 
@@ -409,6 +461,7 @@ def test_a_version_that_is_wanted_again_while_it_stops_is_started_again() -> Non
     memory = begin(
         remembered(V1, V2, unrouted={"churn.v1": NOW - 1}, started=["churn.v2:0"]),
         Deployment((V1,), generation=1),
+        Deployment((V2,)),
         there({"churn.v1": [STOPPING], "churn.v2": [READY]}),
     )
     assert memory.started == {"churn.v2:0"}
@@ -438,16 +491,17 @@ def test_scaling_down_stops_only_the_slots_beyond() -> None:
 @pytest.mark.parametrize("first", [LOADING, BACKOFF, STOPPING, FATAL])
 def test_surplus_serves_until_one_that_is_wanted_is_ready(first: SlotActual) -> None:
     fewer = version("1", 2)
-    assert decided([fewer], [fewer], there({"churn.v1": [first, first, READY]}), remembered(fewer)) == []
+    memory = remembered(fewer, started=["churn.v1:0", "churn.v1:1"])
+    assert decided([fewer], [fewer], there({"churn.v1": [first, first, READY]}), memory) == []
     one = there({"churn.v1": [first, READY, READY]})
-    assert decided([fewer], [fewer], one, remembered(fewer)) == [Stop("churn.v1:2")]
+    assert decided([fewer], [fewer], one, memory) == [Stop("churn.v1:2")]
 
 
 # -- it is remembered -----------------------------------------------------------------------------------------
 def test_what_runs_counts_as_started_whoever_started_it() -> None:
     memory = remembered(V1, started=["churn.v1:3"])
     slots = [READY, LOADING, BACKOFF, STOPPED, STOPPING, FATAL]
-    assert begin(memory, NOTHING, there({"churn.v1": slots})).started == {
+    assert begin(memory, NOTHING, NOTHING, there({"churn.v1": slots})).started == {
         "churn.v1:0", "churn.v1:1", "churn.v1:2", "churn.v1:3",
     }  # fmt: skip
 
@@ -456,8 +510,8 @@ def test_a_new_generation_starts_again_what_an_operator_stopped() -> None:
     model = version("1", 3)
     actual = there({"churn.v1": [READY, STOPPED, STOPPING]})
     memory = remembered(model, started=["churn.v1:0", "churn.v1:1", "churn.v1:2"])
-    assert begin(memory, NOTHING, actual) == memory
-    after = begin(memory, Deployment(generation=1), actual)
+    assert begin(memory, NOTHING, NOTHING, actual) == memory
+    after = begin(memory, Deployment(generation=1), NOTHING, actual)
     assert after.started == {"churn.v1:0"}
     assert after.known == memory.known
     assert decided([model], [model], actual, after) == [Start("churn.v1:1")]
@@ -516,9 +570,12 @@ def test_a_version_is_tried_again_although_supervisord_had_given_up_the_slot_tha
     model = version("2", 2)
     actual = there({"churn.v1": [READY], "churn.v2": [FATAL, STOPPING]})
     memory = begin(
-        remembered(V1, model, begun=BEGUN, failed={"churn.v2": FAILURE}), Deployment((model,), generation=1), actual
+        remembered(V1, model, begun=BEGUN, failed={"churn.v2": FAILURE}),
+        Deployment((model,), generation=1),
+        Deployment((V1,)),
+        actual,
     )
-    assert decided([model], [V1], actual, memory) == [Declare(model)]
+    assert decided([model], [V1], actual, memory) == [Declare(model), Start("churn.v2:0")]
     memory = noted(memory, Declare(model), Deployment((V1,)), NOW)
     later = decided([model], [V1], actual, memory, NOW + 1)
     assert not any(isinstance(action, Fail) for action in later)
@@ -578,7 +635,7 @@ class Host:
         self.pace = pace
         self.doomed = doomed
         self.loading = loading
-        self.now = NOW
+        self.now = NOW + 0.7
         self.desired = self.routed = NOTHING
         self.memory = Memory()
         self.config: dict[str, DeployedModel] = {}
@@ -671,7 +728,8 @@ class Host:
             front.silent = self.chance.randint(1, 6)
 
     def _start(self, slot: Slot) -> None:
-        slot.state, slot.ready, slot.started_at = ProcessState.STARTING, False, self.now
+        # supervisord's times are whole seconds.
+        slot.state, slot.ready, slot.started_at = ProcessState.STARTING, False, float(int(self.now))
         slot.wait = self.chance.randint(*self.loading)
 
     def _die(self, program: str) -> None:
@@ -713,13 +771,13 @@ class Host:
 
     def next_actions(self) -> list[Action]:
         actual = self.actual()
-        memory = begin(self.memory, self.desired, actual)
+        memory = begin(self.memory, self.desired, self.routed, actual)
         return decide(self.desired, self.routed, actual, memory, self.now, self.pace)
 
     def look(self, dies_at: int | None = None) -> list[Action]:
         """Look and act once; with `dies_at`, control dies in the middle of that action."""
         actions = self.next_actions()
-        self.memory = begin(self.memory, self.desired, self.actual())
+        self.memory = begin(self.memory, self.desired, self.routed, self.actual())
         self.looked.update(self.alive())
         self.check(actions)
         routed = self.routed
@@ -819,7 +877,7 @@ class Host:
                 slot
                 for group, model in self.running().items()
                 for number, slot in self.slots.get(group, {}).items()
-                if number < model.processes
+                if number < model.processes and f"{group}:{number}" not in self.exits
             ]
             assert sum(slot.state.alive and not slot.ready for slot in slots) <= self.pace.starting_max
 
@@ -952,8 +1010,9 @@ def told(
     for event, looks in story:
         happen(host, event)
         for _ in range(looks):
-            host.look()
-            host.tick()
+            if host.look():
+                host.look()
+            host.tick(chance.choice((0.01, 0.5, 1.0)))
     host.settle()
     return host
 
