@@ -164,7 +164,8 @@ def service(features: Features) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mh-") as directory:
         run_dir = RunDirectory(Path(directory))
         run_dir.group_sockets(FEATURES_GROUP).mkdir(parents=True)
-        write_deployment(run_dir.deployment, Deployment((MODEL,), features))
+        for path in (run_dir.deployment, run_dir.routing):
+            write_deployment(path, Deployment((MODEL,), features))
         command = [sys.executable, "-P", "-m", "feature_io", "--run-dir", directory, "--cache-bytes", "1"]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL)
         path = run_dir.worker_socket(FEATURES_GROUP, 0)

@@ -214,6 +214,7 @@ def scenario_table(name: str, figures: dict[str, Any]) -> str:
         "leak": leak_table,
         "burn": burn_table,
         "weight": weight_table,
+        "rollouts": rollouts_table,
         "features": features_table,
     }
     return tables[name](figures)
@@ -318,6 +319,25 @@ def burn_table(found: dict[str, Any]) -> str:
     ]
     for number, pair in enumerate(found["pairs"], 1):
         lines.append(f"| {number} | {pair['alone_ms']} ms | {pair['beside_ms']} ms | {pair['ratio']} |")
+    return "\n".join([*lines, ""])
+
+
+def rollouts_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## Changes under load",
+        "",
+        f"LightGBM behind {found['fronts']} fronts, wrk with {found['connections']} connections throughout; each step "
+        f"beside as many seconds without one. Failed requests in all: **{found['failed']}**.",
+        "",
+        "| step | takes | requests | failed | p99 before | p99 |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['step']} | {one['took_s']} s | {one['requests']:,} | {one['failed']} "
+        f"| {one['still_p99_ms']} ms | {one['p99_ms']} ms |"
+        for one in found["steps"]
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -2,7 +2,7 @@
 
 And what fetched features cost.
 
-    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight features
+    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight rollouts features
 
 Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
 neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import features, neighbours, report
 from benchmarks.bench import cancer_rows
 from benchmarks.openloop import open_loop, post, quantile
+from benchmarks.rollouts import rollouts
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
 
 SLOW_TOML = """runtime = "python"
@@ -256,6 +257,7 @@ SCENARIOS: dict[str, Callable[[float], dict[str, Any]]] = {
     "leak": partial(neighbours.leak, say=say),
     "burn": partial(neighbours.burn, say=say),
     "weight": partial(neighbours.weight, say=say),
+    "rollouts": lambda seconds: rollouts(seconds, lightgbm_bodies(), say),
     "features": partial(features.cached, say=say),
 }
 

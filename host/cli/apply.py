@@ -34,7 +34,7 @@ def command(
     what = "apply" if file is None else f"apply {file.name}"
     with state.lock():
         try:
-            text = state.text() if file is None else file.read_text("utf-8")
+            text = state.text() if file is None else file.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}") from error
         change = state.change(text, what, dry_run=dry_run, retry=state.needs_retry())

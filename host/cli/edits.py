@@ -34,8 +34,11 @@ def parse_scale(words: Sequence[str]) -> dict[str, int]:
 
 def scaled(text: str, desired: Deployment, numbers: Mapping[str, int]) -> str:
     """Another number of processes for some models. Raises `ConfigError`."""
+    seen: dict[str, str] = {}
     for name, processes in numbers.items():
         model = _find(desired, name)
+        if seen.setdefault(model.group, name) != name:
+            raise ConfigError(f"{seen[model.group]} and {name} are the same version: expected every one once")
         text = with_changes(text, model.name, {"processes": processes}, _written(model))
     return text
 

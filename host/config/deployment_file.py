@@ -112,9 +112,12 @@ def entries_text(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_deployment_file(path: Path, text: str) -> None:
-    """Replace the file, atomically, with the mode that it had. Raises `ConfigError`."""
+    """Replace the file, atomically, with the mode and the owner that it had. Raises `ConfigError`."""
+    mode, owner = 0o644, None
     try:
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-        write_atomically(path.resolve(), text.encode(), mode)
+        if path.exists():
+            state = path.stat()
+            mode, owner = state.st_mode & 0o777, (state.st_uid, state.st_gid)
+        write_atomically(path.resolve(), text.encode(), mode, owner)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

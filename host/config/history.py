@@ -73,7 +73,11 @@ def add_to_history(path: Path, change: Change) -> None:
 def note_start(path: Path, deployment: Deployment) -> None:
     """The host starts: a change if it is to run something else than what the last one says."""
     start = change_of("up", deployment, [f"{one.name}: version {one.version}" for one in deployment.models])
-    history = read_history(path)
+    try:
+        history = read_history(path)
+    except ConfigError:  # no reason not to serve
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        history = []
     if not history or history[-1].models != start.models:
         add_to_history(path, start)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -62,7 +62,7 @@ class DesiredState:
     def text(self) -> str:
         """The deployment file; for a host that runs without one, a file that says what it runs."""
         try:
-            return self.file.read_text("utf-8")
+            return self.file.read_bytes().decode()
         except FileNotFoundError:
             models = read_deployment(self.run_dir.deployment).models
             return entries_text([_entry_of(model, models) for model in models])
@@ -92,7 +92,7 @@ class DesiredState:
         )
 
     def _file_text(self) -> str:
-        return self.file.read_text("utf-8") if self.file.exists() else ""
+        return self.file.read_bytes().decode() if self.file.exists() else ""
 
     def _checked(self, text: str) -> Deployment:
         """Read a deployment file's text as if it stood in its place."""
@@ -108,7 +108,8 @@ class DesiredState:
         finally:
             draft.unlink(missing_ok=True)
         served = read_deployment(self.run_dir.routing)
-        problems = [*deployment_problems(settings, after), *_altered(read_deployment(self.run_dir.deployment), after)]
+        there = [*served.models, *read_deployment(self.run_dir.deployment).models]
+        problems = [*deployment_problems(settings, after), *_altered(there, after)]
         if after.features != served.features:
             problems.append(f"{settings.features}: features are read when the host starts: modelhost down, then up")
         # While it changes, what is served runs beside what is to be.
@@ -191,9 +192,9 @@ def _version_differences(was: DeployedModel, becomes: DeployedModel) -> Iterator
         yield "the default now" if becomes.default else "not the default any more"
 
 
-def _altered(before: Deployment, after: Deployment) -> Iterator[str]:
+def _altered(there: Iterable[DeployedModel], after: Deployment) -> Iterator[str]:
     """Versions whose packages are not what they were: what runs could not be told from what would start."""
-    old = {model.group: model for model in before.models}
+    old = {model.group: model for model in there}
     for model in after.models:
         was = old.get(model.group)
         if was is not None and _of_the_package(was) != _of_the_package(model):

@@ -43,6 +43,10 @@ class WorkerProbe:
         """Watch until cancelled."""
         await self._directory.run()
 
+    async def first_joined(self, limit_s: float) -> None:
+        """Wait until all that are ready as the watch begins have said so, but not longer than this."""
+        await self._directory.first_joined(limit_s)
+
     def joined(self, link: Link, hello: Hello) -> None:
         """A worker said hello."""
         self._by_link[link.identity] = (link.program, hello.pid)

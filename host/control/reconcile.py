@@ -185,10 +185,12 @@ def decide(
     for name in dict.fromkeys([*wanted, *served]):
         versions = wanted.get(name, [])
         given_up = any(model.group in failed for model in versions)
-        if not given_up:
-            running.update((model.group, model) for model in versions)
         before = served.get(name, [])
-        routing += versions if not given_up and _can_be_routed(versions, before, actual) else before
+        is_due = not given_up and _can_be_routed(versions, before, actual)
+        routing += versions if is_due else before
+        if not given_up:
+            for model in versions:
+                running[model.group] = model if is_due else _at_least(model, running.get(model.group))
     if tuple(routing) != routed.models or desired.draining != routed.draining:
         generation = routed.generation + 1
         actions.append(Route(msgspec.structs.replace(desired, models=tuple(routing), generation=generation)))
@@ -253,6 +255,13 @@ def _can_be_routed(versions: Sequence[DeployedModel], before: Sequence[DeployedM
     )
 
 
+def _at_least(model: DeployedModel, served: DeployedModel | None) -> DeployedModel:
+    """A version as it should run once all of its model's are ready: until then it keeps the processes that it has."""
+    if served is None or served.processes <= model.processes:
+        return model
+    return msgspec.structs.replace(model, processes=served.processes)
+
+
 def _ready(model: DeployedModel, actual: Actual) -> int:
     slots = actual.slots.get(model.group, {})
     return sum(slots[number].ready for number in range(model.processes) if number in slots)
@@ -313,13 +322,10 @@ def _starts(
     stopped: list[str] = []
     for model in running:
         slots = actual.slots.get(model.group, {})
-        for number in range(model.processes):
-            slot = slots.get(number)
-            if slot is None:
-                continue
+        for number, slot in sorted(slots.items()):
             program = f"{model.group}:{number}"
             if slot.state in _DOWN:
-                if not slot.started_at or program not in memory.started:
+                if number < model.processes and (not slot.started_at or program not in memory.started):
                     stopped.append(program)
             elif _loads(slot, actual.exits.get(program), model.limits.startup_s, now):
                 starting += 1

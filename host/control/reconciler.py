@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,8 +115,9 @@ class Reconciler:
         async for _ in replacements(self._run_dir.deployment):
             self.notice()
 
-    async def run(self) -> None:
-        """Look and act until cancelled."""
+    async def run(self, known: Awaitable[None]) -> None:
+        """Look and act until cancelled. `known`: what is ready is known; until then all would look as if it hung."""
+        await known
         while True:
             self._changed.clear()
             pause_s = RETRY_S

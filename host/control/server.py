@@ -42,6 +42,9 @@ _STAYS_DOWN: Final = frozenset({"STOPPED", "FATAL"})
 """Where no launcher comes to empty the slot's cgroup."""
 
 _READ_BYTES: Final = 65536
+FIRST_JOINED_S: Final = 2.0
+"""A worker says hello between two batches: one that takes longer counts as not ready yet."""
+
 _SHUTDOWN_S: Final = 1.0
 """Answers are made in milliseconds; nobody waits longer for one when control stops."""
 
@@ -158,7 +161,8 @@ async def serve_control(options: ControlOptions) -> None:
 
     # 1. start
     control = Control(run_dir)
-    watches = (control.probe.run(), control.reconciler.follow_desired(), control.reconciler.run())
+    known = control.probe.first_joined(FIRST_JOINED_S)
+    watches = (control.probe.run(), control.reconciler.follow_desired(), control.reconciler.run(known))
     tasks = [asyncio.create_task(stop.wait()), *(asyncio.create_task(one) for one in watches)]
     control.begin()
     if options.events:

@@ -129,7 +129,7 @@ SPEC = TensorSpec("x", "FP64", (-1, 1))
     ],
 )
 def test_a_version_whose_package_was_changed_is_refused(after: DeployedModel) -> None:
-    [problem] = _altered(Deployment((MODEL, OTHER)), Deployment((OTHER, after)))
+    [problem] = _altered((MODEL, OTHER), Deployment((OTHER, after)))
     assert problem == (
         "churn version 3: expected the package that runs, received one that was changed: a version stays as it is; "
         "hand the change over as another version"
@@ -138,7 +138,7 @@ def test_a_version_whose_package_was_changed_is_refused(after: DeployedModel) ->
 
 def test_what_a_deployment_says_of_a_version_may_change() -> None:
     for after in (*CHANGES.values(), replace(MODEL, slots=4), replace(MODEL, version="4", package="/models/churn/4")):
-        assert list(_altered(Deployment((MODEL,)), Deployment((after,)))) == []
+        assert list(_altered((MODEL,), Deployment((after,)))) == []
 
 
 # -- a file for a host that runs without one ------------------------------------------------------------------

@@ -231,6 +231,14 @@ def test_a_version_whose_process_died_is_given_up_and_stopped_and_the_old_one_st
     ]
 
 
+def test_a_version_that_died_is_not_routed_although_it_is_ready_again() -> None:
+    actual = there({"churn.v1": [READY], "churn.v2": [READY]}, exits={"churn.v2:0": died()})
+    assert decided([V2], [V1], actual, remembered(V1, V2, begun=BEGUN)) == [
+        Fail("churn.v2", FAILURE),
+        Stop("churn.v2:0"),
+    ]
+
+
 def test_a_version_that_was_given_up_is_removed() -> None:
     actual = there({"churn.v1": [READY], "churn.v2": [STOPPED]}, exits={"churn.v2:0": died()})
     memory = remembered(V1, V2, begun=BEGUN, failed={"churn.v2": FAILURE})
@@ -527,13 +535,14 @@ def test_a_failure_is_remembered() -> None:
     assert noted(remembered(), Fail("churn.v2", FAILURE), NOTHING, NOW).failed == {"churn.v2": FAILURE}
 
 
-# -- defects --------------------------------------------------------------------------------------------------
-def test_served_slots_that_die_again_and_again_do_not_keep_a_rollback_from_starting() -> None:
+# -- what went wrong once -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dying", [BACKOFF, LOADING])
+def test_served_slots_that_die_again_and_again_do_not_keep_a_rollback_from_starting(dying: SlotActual) -> None:
     """Each of their starts is supervisord's and looks recent, so they would use up `starting_max` for ever."""
     broken = version("2", 2)
-    dying = {f"churn.v2:{number}": died(NOW - 2) for number in range(2)}
-    actual = there({"churn.v2": [BACKOFF, LOADING], "churn.v1": [FRESH]}, exits=dying)
-    memory = remembered(V1, broken, begun={"churn.v1": NOW - 50}, started=dying)
+    exits = {f"churn.v2:{number}": died(NOW - 2) for number in range(2)}
+    actual = there({"churn.v2": [dying, dying], "churn.v1": [FRESH]}, exits=exits)
+    memory = remembered(V1, broken, begun={"churn.v1": NOW - 50}, started=exits)
     assert Start("churn.v1:0") in decided([V1], [broken], actual, memory)
 
 
@@ -563,6 +572,14 @@ def test_a_version_that_is_served_beside_the_old_one_replaces_it_when_it_is_read
     actual = there({"churn.v1": [READY] * 4, "churn.v2": [READY]})
     actions = decided([all_], [old, few], actual, remembered(old, few))
     assert all(old in routing for routing in routes(actions))
+
+
+def test_a_served_version_keeps_its_processes_until_the_one_beside_it_is_ready() -> None:
+    """Most calls are to go to the new version, which cannot take them yet; if it fails, they stay with the old one."""
+    many, few = version("1", 4), version("1", 1)
+    memory = remembered(few, V2, begun=BEGUN)
+    loading = there({"churn.v1": [READY] * 4, "churn.v2": [LOADING]})
+    assert not any(isinstance(action, Stop) for action in decided([few, V2], [many], loading, memory))
 
 
 def test_a_version_is_tried_again_although_supervisord_had_given_up_the_slot_that_is_still_there() -> None:
@@ -847,6 +864,11 @@ class Host:
                         is_as_before = of(routing, name) == of(self.routed, name)
                         assert is_as_before or name in self.unrest, "only changed models are routed differently"
                         assert is_as_before or name not in self.given_up(actions), "a failure changes no routing"
+                    for model in routing.models:
+                        slots = self.slots[model.group]
+                        assert model.group in groups(self.routed) or all(
+                            slots[number].ready for number in range(model.processes)
+                        ), "what is routed is ready"
                     continue
                 case Fail(group, _):
                     assert group in self.may_fail
@@ -1018,7 +1040,7 @@ def told(
 
 
 @given(story=STORIES, doomed=DOOMED, seed=st.integers(0, 2**32), starting=st.integers(2, 4))
-@settings(max_examples=150)
+@settings(max_examples=200)
 def test_whatever_happens_no_step_is_wrong_and_the_host_becomes_what_it_should_be(
     story: list[tuple[Edit | Happens, int]], doomed: frozenset[str], seed: int, starting: int
 ) -> None:
@@ -1027,7 +1049,7 @@ def test_whatever_happens_no_step_is_wrong_and_the_host_becomes_what_it_should_b
 
 
 @given(story=STORIES, doomed=DOOMED, seed=st.integers(0, 2**32))
-@settings(max_examples=150)
+@settings(max_examples=200)
 def test_a_host_at_rest_says_so(story: list[tuple[Edit | Happens, int]], doomed: frozenset[str], seed: int) -> None:
     host = told(story, doomed, random.Random(seed), 2)  # noqa: S311 - drawn by hypothesis
     assert plans_of(host.desired, host.routed, host.memory).settled
