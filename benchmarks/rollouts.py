@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def rollouts(seconds: float, bodies: list[bytes], say: Callable[[str], None]) ->
             shutil.copytree(REPOSITORY / MODEL / "1", repository / MODEL / version)
         file = repository / ".bodies"
         file.write_bytes(b"\n".join(bodies))
-        server = modelhost(MODEL, PATH, repository=repository, fronts=FRONTS)
+        server = replace(modelhost(MODEL, PATH, repository=repository, fronts=FRONTS), pins=())
         with running(server, bodies[0]) as started:
             _command(started, "rollback", MODEL, "--to", "1", "--wait")
             _load(started, file, 3)
