@@ -23,7 +23,7 @@ _MARGIN_S: Final = 20.0
 
 
 @click.command("down")
-@settings_options("run_dir", "drain_s")
+@settings_options("run_dir", "grace_s", "drain_s")
 def command(config_file: str | None, **flags: str | None) -> int:
     """Stop a host, in the foreground elsewhere or detached, as Ctrl-C does. Fine if none runs."""
     from host.cli.preflight import RunLock, holder_pid, remove_sockets
@@ -38,7 +38,7 @@ def command(config_file: str | None, **flags: str | None) -> int:
     pid = holder_pid(run_dir)
     if pid is not None:
         click.echo(f"draining the host in {run_dir.root} ...")
-        _stop_holder(run_dir, 2 * settings.drain_s + _MARGIN_S)
+        _stop_holder(run_dir, settings.grace_s + 2 * settings.drain_s + _MARGIN_S)
     # From here on nobody starts a host in this directory.
     with RunLock(run_dir):
         stopped = _stop_supervisor(run_dir) or pid is not None

@@ -12,10 +12,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from host.cli.children import adopt_orphans, kill_children, terminated_with_parent
 from host.cli.listeners import listening_inodes
 from host.cli.preflight import Plan, child_environment
-from host.config.deployment import write_deployment
+from host.config.deployment import read_deployment, write_deployment
 from host.config.history import note_start
 from host.config.run_dir import group_name
 from host.control.compare import compare, not_ready, served
@@ -297,9 +299,7 @@ class RunningHost:
             return
         if not self._ended.is_set():
             self._report("draining ... (again to stop at once)")
-            waits = [
-                asyncio.create_task(one) for one in (self._stop_in_order(), self._hurry.wait(), self._ended.wait())
-            ]
+            waits = [asyncio.create_task(one) for one in (self._wind_down(), self._hurry.wait(), self._ended.wait())]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for one in waits:
                 one.cancel()
@@ -310,6 +310,16 @@ class RunningHost:
         self._supervisord.wait()
         kill_children()
         self._report("stopped")
+
+    async def _wind_down(self) -> None:
+        """Not ready first, so that nobody sends anything more; the end comes when that is known."""
+        grace_s = self._plan.settings.grace_s
+        if grace_s:
+            desired = read_deployment(self._run_dir.deployment)
+            draining = msgspec.structs.replace(desired, draining=True, generation=desired.generation + 1)
+            write_deployment(self._run_dir.deployment, draining)
+            await asyncio.sleep(grace_s)
+        await self._stop_in_order()
 
     async def _stop_in_order(self) -> None:
         """Fronts first: they finish what they have while the workers still answer. Then everything else at once."""

@@ -213,6 +213,15 @@ SETTINGS: Final = (
         maximum=86_400,
     ),
     Setting(
+        name="grace_s",
+        kind=Kind.SECONDS,
+        default=0,
+        help="seconds for which a host that stops serves on while it says that it is not ready: what a load balancer "
+        "takes to notice",
+        minimum=0,
+        maximum=3600,
+    ),
+    Setting(
         name="drain_s",
         kind=Kind.SECONDS,
         default=10,
@@ -253,6 +262,7 @@ class HostSettings:
     max_body_bytes: int
     max_connections: int
     keepalive_s: float
+    grace_s: float
     drain_s: float
     log_level: str
 

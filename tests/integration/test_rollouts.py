@@ -313,6 +313,17 @@ async def test_a_host_that_drains_says_so_and_serves(repository: Path, make_host
     assert host.is_ready()
 
 
+async def test_a_host_that_stops_is_not_ready_for_its_grace_and_serves(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository, settings={"grace-s": 1})
+    host.start()
+    down = host.begin("down", "--grace-s=1")
+    until(lambda: not host.is_ready(), "it says that it is not ready")
+    assert host.infer("versioned", ONE).status == 200
+    assert down.wait(30) == 0
+    down.communicate()
+
+
 async def test_what_cannot_run_is_refused_before_anything_changes(repository: Path, make_host: MakeHost) -> None:
     write_versions(repository, ["1", "2"])
     host = make_host(repository)
