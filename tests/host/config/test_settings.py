@@ -65,6 +65,7 @@ def test_defaults() -> None:
         max_body_bytes=64 << 20,
         max_connections=4096,
         keepalive_s=75,
+        grace_s=0,
         drain_s=10,
         log_level="info",
     )
