@@ -22,7 +22,7 @@ from host.protocol.errors import (
     http_status,
 )
 from host.protocol.frames import ANSWER_MAX_BYTES
-from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead, response_frame
+from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead
 from host.protocol.package import Package
 from host.protocol.tensors import Array, checked_output
 from host.protocol.v1 import PredictCodec, PredictRequest
@@ -156,14 +156,14 @@ class Service:
         return rows, tuple(array.shape[1:] for array in arrays) if self._inner_varies else True
 
     # -- through ----------------------------------------------------------------------------------------
-    def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
-        """Answer a batch: one response frame per call, in order. Never raises for a request or a model."""
+    def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[ResponseHead]:
+        """Answer a batch: one answer per call, in order. Never raises for a request or a model."""
         self._ran_rows = 0
         late = [call for call in batch if call.deadline_ns <= now_ns]
         if not late:
             return self._execute(batch, now_ns, backlog_rows)
         live = [call for call in batch if call.deadline_ns > now_ns]
-        answers: dict[int, bytes] = {
+        answers: dict[int, ResponseHead] = {
             id(call): self._refused(call, DeadlineExceeded("deadline passed while waiting in the worker"), now_ns)
             for call in late
         }
@@ -171,7 +171,7 @@ class Service:
             answers.update(zip(map(id, live), self._execute(live, now_ns, backlog_rows), strict=True))
         return [answers[id(call)] for call in batch]
 
-    def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
+    def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[ResponseHead]:
         rows = sum([call.rows for call in batch])
         start_ns = time.perf_counter_ns()
         try:
@@ -236,7 +236,7 @@ class Service:
         batch_rows: int,
         inference_ns: int,
         backlog_rows: int,
-    ) -> bytes:
+    ) -> ResponseHead:
         head, end = call.head, start + call.rows
         try:
             if isinstance(call.request, InferRequest):
@@ -252,7 +252,7 @@ class Service:
         if len(body) > ANSWER_MAX_BYTES:
             oversize = f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, received {len(body)} bytes"
             return self._refused(call, InvalidOutput(oversize), now_ns)
-        answer = ResponseHead(
+        return ResponseHead(
             head.sequence,
             200,
             head.accept,
@@ -264,10 +264,10 @@ class Service:
             backlog_rows,
             self._row_service_ns,
             self._batch_service_ns,
+            body,
         )
-        return response_frame(answer, body)
 
-    def _failed(self, call: Call, error: Exception, now_ns: int) -> bytes:
+    def _failed(self, call: Call, error: Exception, now_ns: int) -> ResponseHead:
         if isinstance(error, InvalidOutput):
             logger.error("request %s: %s", call.head.request_id, error)
             return self._refused(call, error, now_ns)
@@ -275,22 +275,22 @@ class Service:
         logger.error("request %s: the model failed", call.head.request_id, exc_info=error)
         return self._refused(call, ModelFailed("the model failed; its log has the details"), now_ns)
 
-    def _refused(self, call: Call, error: RequestError, now_ns: int) -> bytes:
+    def _refused(self, call: Call, error: RequestError, now_ns: int) -> ResponseHead:
         return self.refusal(call.head, error, call.rows, now_ns - call.head.received_ns)
 
-    def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> bytes:
+    def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> ResponseHead:
         """The answer to a request that gets no result, in the encoding that it came in."""
         self.statistics.inference_stats.fail.add(queue_ns)
-        answer = ResponseHead(
+        return ResponseHead(
             sequence=head.sequence,
             status=http_status(error),
             encoding=head.encoding,
             rows=rows,
             queue_ns=queue_ns,
+            body=error_document(error, head.encoding),
         )
-        return response_frame(answer, error_document(error, head.encoding))
 
-    def statistics_answer(self, head: RequestHead) -> bytes:
+    def statistics_answer(self, head: RequestHead) -> ResponseHead:
         """The answer to `Operation.STATISTICS`: this worker's `ModelStatistics` as JSON."""
         body = encode_document(self.statistics, Encoding.JSON)
-        return response_frame(ResponseHead(sequence=head.sequence, status=200), body)
+        return ResponseHead(sequence=head.sequence, status=200, body=body)
