@@ -51,7 +51,7 @@ from host.config.features import Features, parse_features, read_features  # noqa
 from host.config.run_dir import FEATURES_GROUP, RunDirectory  # noqa: E402
 from host.isolation.cgroups import own_hierarchy  # noqa: E402
 from host.protocol.frames import FrameDecoder, Kind  # noqa: E402
-from host.protocol.messages import Limits, Operation, RequestHead, read_response, request_frame  # noqa: E402
+from host.protocol.messages import Limits, Operation, RequestHead, read_responses, request_frames  # noqa: E402
 from host.protocol.sockets import SOCKET_READY  # noqa: E402
 from host.protocol.types import Signature, TensorSpec  # noqa: E402
 
@@ -187,10 +187,12 @@ def _frames(seconds: float, rows: int) -> list[bytes]:
     frames = []
     for sequence in range(FRAMES // rows):
         deadline_ns = now_ns + int((seconds + LIMIT_S) * 1e9)
-        head = RequestHead(sequence, Operation.INFER, now_ns, deadline_ns, model=f"{MODEL.name}.v{MODEL.version}")
         keys = random.sample(range(ENTITIES), rows)
         document = {"inputs": [{"name": "id", "datatype": "INT64", "shape": [rows], "data": keys}]}
-        frames.append(request_frame(head, json.dumps(document).encode()))
+        body, model = json.dumps(document).encode(), f"{MODEL.name}.v{MODEL.version}"
+        frames.append(
+            request_frames([RequestHead(sequence, Operation.INFER, now_ns, deadline_ns, model=model, body=body)])
+        )
     return frames
 
 
@@ -222,8 +224,8 @@ class _Asker(asyncio.Protocol):
         for frame in self._decoder.feed(data):
             if frame.kind != Kind.RESPONSE:
                 continue
-            head = read_response(frame.head)
-            assert head.status == 200, frame.body
+            [head] = read_responses(frame)
+            assert head.status == 200, head.body
             self.count += self._rows
             self._in_flight -= 1
             if time.monotonic() < self._end_s:

@@ -17,7 +17,7 @@ from host.config.run_dir import FEATURES_GROUP, RunDirectory
 from host.protocol.documents import decode_document
 from host.protocol.errors import FrameError, HostError
 from host.protocol.frames import ANSWER_MAX_BYTES, FrameDecoder, Kind
-from host.protocol.messages import Encoding, Operation, RequestHead, ResponseHead, read_response, request_frame
+from host.protocol.messages import Encoding, Operation, RequestHead, ResponseHead, read_responses, request_frames
 
 TIMEOUT_S: Final = 10.0
 _READ_BYTES: Final = 1 << 18
@@ -50,9 +50,10 @@ class FeatureClient:
             operation=operation,
             received_ns=now_ns,
             deadline_ns=now_ns + int(self._timeout_s * 1e9),
+            body=document,
         )
         try:
-            self._socket.sendall(request_frame(head, document))
+            self._socket.sendall(request_frames([head]))
             answer, body = self._answer(sequence)
         except (OSError, FrameError) as error:
             raise HostError(f"{self._path}: the feature process does not answer: {error}") from error
@@ -68,9 +69,9 @@ class FeatureClient:
                 raise ConnectionResetError("it closed the connection")
             for frame in self._decoder.feed(data):
                 if frame.kind == Kind.RESPONSE:
-                    head = read_response(frame.head)
-                    if head.sequence == sequence:
-                        return head, frame.body
+                    for head in read_responses(frame):
+                        if head.sequence == sequence:
+                            return head, head.body or frame.body
 
     def close(self) -> None:
         """Close the connection."""

@@ -19,7 +19,7 @@ from host.config.run_dir import FEATURES_GROUP, RunDirectory
 from host.config.watch import replacements
 from host.protocol.errors import ConfigError, FrameError
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
-from host.protocol.messages import Hello, Limits, hello_frame, notice_frame, read_request
+from host.protocol.messages import Hello, Limits, hello_frame, notice_frame, read_requests
 from host.protocol.process import settle_memory
 from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_READY, given_socket
 from host.protocol.types import Signature
@@ -162,7 +162,8 @@ class _Connection(asyncio.Protocol):
             for frame in self._decoder.feed(data):
                 if frame.kind != Kind.REQUEST:
                     raise FrameError(f"expected a request frame, received kind {frame.kind}")
-                self._service.handle(read_request(frame.head), frame.body, self.write)
+                for head in read_requests(frame):
+                    self._service.handle(head, head.body or frame.body, self.write)
         except FrameError as error:
             logger.warning("connection closed: %s", error)
             self.abort()

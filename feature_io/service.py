@@ -30,7 +30,7 @@ from host.protocol.errors import (
     RequestError,
     http_status,
 )
-from host.protocol.messages import Encoding, Notice, Operation, RequestHead, ResponseHead, response_frame
+from host.protocol.messages import Encoding, Notice, Operation, RequestHead, ResponseHead, response_frames
 
 logger = logging.getLogger("modelhost.features")
 
@@ -219,7 +219,7 @@ class FeatureService:
         else:
             wanted = completer.predict(body, head.encoding)
         if wanted is None:
-            reply(response_frame(ResponseHead(head.sequence, 200), b""))
+            reply(response_frames([ResponseHead(head.sequence, 200)]))
             return
         self._find(head, wanted.places, reply, lambda found: self._completed(head, wanted, found))
 
@@ -227,7 +227,7 @@ class FeatureService:
         by_view = {view: [found[view, key] for key in keys] for view, keys in wanted.keys.items()}
         body = wanted.complete(by_view)
         self.completed += 1
-        return response_frame(ResponseHead(head.sequence, 200, Encoding.MSGPACK), body)
+        return response_frames([ResponseHead(head.sequence, 200, Encoding.MSGPACK, body=body)])
 
     def _read(self, head: RequestHead, body: bytes, reply: Reply) -> None:
         reading = read_reading(self._features, body, head.encoding)
@@ -237,7 +237,7 @@ class FeatureService:
         body = encode_document(document, head.accept)
         if len(body) > self._max_bytes:
             raise InvalidInput(f"the answer has {len(body)} bytes, the limit (max_body_bytes) is {self._max_bytes}")
-        return response_frame(ResponseHead(head.sequence, 200, head.accept), body)
+        return response_frames([ResponseHead(head.sequence, 200, head.accept, body=body)])
 
     def _invalidate(self, body: bytes) -> dict[str, Any]:
         places, key = read_invalidation(self._features, body)
@@ -314,8 +314,8 @@ class FeatureService:
 
 def refusal(head: RequestHead, error: RequestError) -> bytes:
     """The answer to a request that gets no result, in the encoding that it came in."""
-    answer = ResponseHead(head.sequence, http_status(error), head.encoding)
-    return response_frame(answer, error_document(error, head.encoding))
+    body = error_document(error, head.encoding)
+    return response_frames([ResponseHead(head.sequence, http_status(error), head.encoding, body=body)])
 
 
 def _defect(head: RequestHead) -> bytes:

@@ -21,7 +21,16 @@ from asyncinotify import Event, Inotify, Mask
 from host.config.run_dir import FEATURES_GROUP, group_name
 from host.protocol.errors import FrameError
 from host.protocol.frames import Frame, FrameDecoder, Kind
-from host.protocol.messages import Hello, Notice, ResponseHead, read_hello, read_notice, read_response
+from host.protocol.messages import (
+    Hello,
+    Notice,
+    RequestHead,
+    ResponseHead,
+    read_hello,
+    read_notice,
+    read_responses,
+    request_frames,
+)
 from host.protocol.sockets import SOCKET_READY
 
 logger = logging.getLogger("modelhost.links")
@@ -29,8 +38,8 @@ logger = logging.getLogger("modelhost.links")
 HELLO_TIMEOUT_S: Final = 10.0
 """A worker says hello between two batches; one that takes longer is connected to again later."""
 
-FLUSH_FRAMES: Final = 4
-"""A turn that sends more frames than this to one worker does not wait for its own end: the worker begins with the
+FLUSH_REQUESTS: Final = 4
+"""A turn that sends more requests than this to one worker does not wait for its own end: the worker begins with the
 first ones meanwhile (docs/adr/0008)."""
 
 RECONNECT_S: Final = 0.05
@@ -85,7 +94,7 @@ class Link(asyncio.Protocol):
         self._decoder = FrameDecoder(0)
         self._body_max_bytes = body_max_bytes
         self._transport: asyncio.Transport | None = None
-        self._unsent: list[bytes] = []
+        self._unsent: list[RequestHead] = []
         self._hello_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -93,12 +102,12 @@ class Link(asyncio.Protocol):
         """The worker as supervisord calls it: `churn.v3:0`."""
         return f"{self.path.parent.name}:{self.path.stem}"
 
-    def send(self, frame: bytes) -> None:
-        """Write a frame; what one turn of the loop sends goes out together, `FLUSH_FRAMES` at most at a time."""
+    def send(self, request: RequestHead) -> None:
+        """Send a request; what one turn of the loop sends goes out together, `FLUSH_REQUESTS` at most at a time."""
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(frame)
-        if len(self._unsent) >= FLUSH_FRAMES:
+        self._unsent.append(request)
+        if len(self._unsent) >= FLUSH_REQUESTS:
             self._flush()
 
     def close(self) -> None:
@@ -118,7 +127,8 @@ class Link(asyncio.Protocol):
         try:
             for frame in self._decoder.feed(data):
                 if frame.kind == _RESPONSE and self.hello is not None:
-                    self._owner.answered(self, read_response(frame.head), frame.body)
+                    for head in read_responses(frame):
+                        self._owner.answered(self, head, head.body or frame.body)
                 else:
                     self._receive(frame)
         except FrameError as error:
@@ -141,7 +151,7 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         if self._transport is not None and self._unsent:
-            self._transport.write(b"".join(self._unsent))
+            self._transport.write(request_frames(self._unsent))
         self._unsent.clear()
 
     def _receive(self, frame: Frame) -> None:

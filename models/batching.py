@@ -59,6 +59,12 @@ class Backlog(Generic[CallT]):
         A connection whose first call does not fit waits for the next batch, so its own order is kept; the
         connection that was served first goes to the end, so one that floods does not starve another.
         """
+        if len(self._queues) == 1 and self.rows <= self._max_batch_rows:
+            [(connection, queue)] = self._queues.items()
+            if len(queue) == 1 or (len(keys := {call.join_key for call in queue}) == 1 and None not in keys):
+                del self._queues[connection]
+                self.rows = 0
+                return list(queue)
         batch: list[CallT] = []
         rows, most = 0, self._max_batch_rows
         key: Hashable = None

@@ -61,7 +61,7 @@ def _zeros(datatype: str, shape: Sequence[int], rows: int) -> Array:
 def _differences(service: Service, case: GoldenCase) -> list[str]:
     head = RequestHead(sequence=0, operation=Operation.INFER, received_ns=0, deadline_ns=0)
     call = service.decode(head, encode_document(case.request, Encoding.JSON))
-    outputs = service.predict([call.request.arrays], call.rows)
+    outputs = service.predict([call.request.inputs], call.rows)
     received = dict(zip((spec.name for spec in service.package.signature.outputs), outputs, strict=True))
     problems: list[str] = []
     for expected in case.response.outputs:

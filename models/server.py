@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Final
 
 from host.protocol.errors import FrameError, Internal, RequestError
-from host.protocol.frames import Frame, FrameDecoder, Kind, encode_frame
-from host.protocol.messages import Hello, Operation, hello_frame, read_request
+from host.protocol.frames import FrameDecoder, Kind, encode_frame
+from host.protocol.messages import (
+    Hello,
+    Operation,
+    RequestHead,
+    ResponseHead,
+    hello_frame,
+    read_requests,
+    response_frames,
+)
 from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_READY
 from models.batching import Backlog
 from models.service import Call, Service
@@ -27,7 +35,8 @@ _READ_BYTES: Final = 256 * 1024
 _UNREAD_MAX_BYTES: Final = 64 * 1024 * 1024
 """Answers that a front has not read; beyond it the worker reads no more requests from that front."""
 _REQUEST: Final = int(Kind.REQUEST)
-"""Compared once for every frame: a plain number is cheaper than an enum's attribute."""
+_STATISTICS: Final = Operation.STATISTICS
+"""Compared once for every frame: to look up an enum's attribute takes longer than to compare."""
 
 
 class Connection:
@@ -123,11 +132,11 @@ class Server:
     def _run_batch(self, start_ns: int) -> None:
         batch = self._backlog.take()
         answers = self._service.run(batch, time.monotonic_ns(), self._backlog.rows)
-        by_connection: dict[int, list[bytes]] = {}
+        by_connection: dict[int, list[ResponseHead]] = {}
         for call, answer in zip(batch, answers, strict=True):
             by_connection.setdefault(call.connection, []).append(answer)
-        for fd, frames in by_connection.items():
-            self._send(fd, frames)
+        for fd, its_answers in by_connection.items():
+            self._send(fd, response_frames(its_answers))
         # The whole turn: reading what came meanwhile and writing the answers is part of what a batch costs.
         self._service.took(time.monotonic_ns() - start_ns)
 
@@ -144,7 +153,7 @@ class Server:
             sock.setblocking(False)
             self._connections[sock.fileno()] = Connection(sock, self._body_max_bytes)
             self._epoll.register(sock, select.EPOLLIN)
-            self._send(sock.fileno(), [self._hello])
+            self._send(sock.fileno(), self._hello)
 
     def _read(self, fd: int, connection: Connection) -> None:
         try:
@@ -162,32 +171,33 @@ class Server:
             return
         start_ns = time.perf_counter_ns()
         calls: list[Call] = []
-        refusals: list[bytes] = []
+        refusals: list[ResponseHead] = []
         for frame in frames:
             try:
-                received = self._receive(frame, fd)
+                if frame.kind != _REQUEST:
+                    raise FrameError(f"expected a request frame, received kind {frame.kind}")
+                heads = read_requests(frame)
             except FrameError as error:
                 logger.warning("connection closed: %s", error)
                 self._drop(fd)
                 return
-            if isinstance(received, Call):
-                calls.append(received)
-            else:
-                refusals.append(received)
+            for head in heads:
+                received = self._receive(head, head.body or frame.body, fd)
+                if isinstance(received, Call):
+                    calls.append(received)
+                else:
+                    refusals.append(received)
         self._backlog.add(fd, calls)
         self._service.decoded(len(calls), time.perf_counter_ns() - start_ns)
         if refusals:
-            self._send(fd, refusals)
+            self._send(fd, response_frames(refusals))
 
-    def _receive(self, frame: Frame, fd: int) -> Call | bytes:
-        """What a frame asks for: a call that waits for its batch, or an answer at once."""
-        if frame.kind != _REQUEST:
-            raise FrameError(f"expected a request frame, received kind {frame.kind}")
-        head = read_request(frame.head)
-        if head.operation is Operation.STATISTICS:
+    def _receive(self, head: RequestHead, body: bytes, fd: int) -> Call | ResponseHead:
+        """What a request comes to: a call that waits for its batch, or an answer at once."""
+        if head.operation is _STATISTICS:
             return self._service.statistics_answer(head)
         try:
-            return self._service.decode(head, frame.body, fd)
+            return self._service.decode(head, body, fd)
         except RequestError as error:
             return self._service.refusal(head, error)
         except Exception:
@@ -195,11 +205,10 @@ class Server:
             logger.exception("request %s: decoding failed", head.request_id)
             return self._service.refusal(head, Internal("internal error; the worker's log has the details"))
 
-    def _send(self, fd: int, frames: list[bytes]) -> None:
+    def _send(self, fd: int, data: bytes) -> None:
         connection = self._connections.get(fd)
         if connection is None:
             return
-        data = b"".join(frames)
         if not connection.unread:
             try:
                 sent = connection.sock.send(data)
@@ -260,7 +269,7 @@ class Server:
         self._epoll.unregister(self._listener)
         self._listener.close()
         for fd in list(self._connections):
-            self._send(fd, [encode_frame(Kind.GOODBYE, b"")])
+            self._send(fd, encode_frame(Kind.GOODBYE, b""))
 
     def _close(self) -> None:
         for fd in list(self._connections):

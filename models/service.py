@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
-import numpy as np
 
 from host.protocol.documents import encode_document, error_document
 from host.protocol.errors import (
@@ -22,9 +21,9 @@ from host.protocol.errors import (
     http_status,
 )
 from host.protocol.frames import ANSWER_MAX_BYTES
-from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead, response_frame
+from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead
 from host.protocol.package import Package
-from host.protocol.tensors import Array, checked_output
+from host.protocol.tensors import Array, Input, checked_output, joined
 from host.protocol.v1 import PredictCodec, PredictRequest
 from host.protocol.v2 import BatchOutputs, InferCodec, InferRequest
 from models.pace import Pace
@@ -32,6 +31,9 @@ from models.runtimes import Runtime
 from models.statistics import ModelStatistics
 
 logger = logging.getLogger("modelhost.worker")
+
+_PREDICT: Final = Operation.PREDICT
+"""To look up an enum's attribute takes longer than to compare."""
 
 
 class Guard(Protocol):
@@ -112,7 +114,7 @@ class Service:
         deadline_ns = head.deadline_ns
         request: InferRequest | PredictRequest
         try:
-            if head.operation is Operation.PREDICT:
+            if head.operation is _PREDICT:
                 request = self._predict.decode(body, Encoding.MSGPACK if head.completed else head.encoding)
             else:
                 if head.completed:
@@ -125,7 +127,7 @@ class Service:
                     deadline_ns = min(deadline_ns, head.received_ns + request.timeout_us * 1000)
         except RecursionError as error:
             raise Malformed("the body is nested too deep") from error
-        rows, join_key = self._joining(request.arrays, head.alone)
+        rows, join_key = self._joining(request.inputs, head.alone)
         return Call(
             head=head,
             request=request,
@@ -135,16 +137,16 @@ class Service:
             connection=connection,
         )
 
-    def _joining(self, arrays: Sequence[Array], alone: bool) -> tuple[int, Hashable]:
+    def _joining(self, inputs: Sequence[Input], alone: bool) -> tuple[int, Hashable]:
         if not self._batchable:
             return 1, None
-        rows = len(arrays[0])
-        if len(arrays) > 1:
-            for spec, array in zip(self._signature.inputs, arrays, strict=True):
-                if len(array) != rows:
+        rows = inputs[0].shape[0]
+        if len(inputs) > 1:
+            for spec, given in zip(self._signature.inputs, inputs, strict=True):
+                if given.shape[0] != rows:
                     raise InvalidInput(
                         f"input '{spec.name}': expected {rows} rows as in '{self._signature.inputs[0].name}', "
-                        f"received {len(array)}"
+                        f"received {given.shape[0]}"
                     )
         if not 1 <= rows <= self._max_batch_rows:
             raise InvalidInput(
@@ -153,17 +155,17 @@ class Service:
             )
         if alone:
             return rows, None
-        return rows, tuple(array.shape[1:] for array in arrays) if self._inner_varies else True
+        return rows, tuple(given.shape[1:] for given in inputs) if self._inner_varies else True
 
     # -- through ----------------------------------------------------------------------------------------
-    def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
-        """Answer a batch: one response frame per call, in order. Never raises for a request or a model."""
+    def run(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[ResponseHead]:
+        """Answer a batch: one answer per call, in order. Never raises for a request or a model."""
         self._ran_rows = 0
         late = [call for call in batch if call.deadline_ns <= now_ns]
         if not late:
             return self._execute(batch, now_ns, backlog_rows)
         live = [call for call in batch if call.deadline_ns > now_ns]
-        answers: dict[int, bytes] = {
+        answers: dict[int, ResponseHead] = {
             id(call): self._refused(call, DeadlineExceeded("deadline passed while waiting in the worker"), now_ns)
             for call in late
         }
@@ -171,11 +173,11 @@ class Service:
             answers.update(zip(map(id, live), self._execute(live, now_ns, backlog_rows), strict=True))
         return [answers[id(call)] for call in batch]
 
-    def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[bytes]:
+    def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[ResponseHead]:
         rows = sum([call.rows for call in batch])
         start_ns = time.perf_counter_ns()
         try:
-            outputs = self.predict([call.request.arrays for call in batch], rows)
+            outputs = self.predict([call.request.inputs for call in batch], rows)
         except Exception as error:
             if len(batch) == 1:
                 return [self._failed(batch[0], error, now_ns)]
@@ -196,15 +198,12 @@ class Service:
         self.statistics.inference_stats.compute_output.add(time.perf_counter_ns() - start_ns - inference_ns, len(batch))
         return answers
 
-    def predict(self, requests: Sequence[Sequence[Array]], rows: int) -> list[Array]:
+    def predict(self, requests: Sequence[Sequence[Input]], rows: int) -> list[Array]:
         """Run the model on the rows of several requests; return one checked array per output.
 
         Raises `InvalidOutput`, and whatever the model raises.
         """
-        if len(requests) == 1:
-            inputs: Sequence[Array] = requests[0]
-        else:
-            inputs = [np.concatenate(parts) for parts in zip(*requests, strict=True)]
+        inputs = [joined(parts) for parts in zip(*requests, strict=True)]
         self._guard.start(self._hang_s)
         try:
             outputs = self._runtime.predict(inputs)
@@ -222,7 +221,7 @@ class Service:
         counted.inference_count += rows
         counted.last_inference = int(time.time() * 1000)
         counted.inference_stats.compute_infer.add(inference_ns)
-        queue_ns = sum([now_ns - call.head.received_ns for call in batch])
+        queue_ns = now_ns * len(batch) - sum([call.head.received_ns for call in batch])
         counted.inference_stats.queue.add(queue_ns, len(batch))
         counted.inference_stats.success.add(queue_ns + inference_ns * len(batch), len(batch))
 
@@ -236,7 +235,7 @@ class Service:
         batch_rows: int,
         inference_ns: int,
         backlog_rows: int,
-    ) -> bytes:
+    ) -> ResponseHead:
         head, end = call.head, start + call.rows
         try:
             if isinstance(call.request, InferRequest):
@@ -252,7 +251,7 @@ class Service:
         if len(body) > ANSWER_MAX_BYTES:
             oversize = f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, received {len(body)} bytes"
             return self._refused(call, InvalidOutput(oversize), now_ns)
-        answer = ResponseHead(
+        return ResponseHead(
             head.sequence,
             200,
             head.accept,
@@ -264,10 +263,10 @@ class Service:
             backlog_rows,
             self._row_service_ns,
             self._batch_service_ns,
+            body,
         )
-        return response_frame(answer, body)
 
-    def _failed(self, call: Call, error: Exception, now_ns: int) -> bytes:
+    def _failed(self, call: Call, error: Exception, now_ns: int) -> ResponseHead:
         if isinstance(error, InvalidOutput):
             logger.error("request %s: %s", call.head.request_id, error)
             return self._refused(call, error, now_ns)
@@ -275,22 +274,22 @@ class Service:
         logger.error("request %s: the model failed", call.head.request_id, exc_info=error)
         return self._refused(call, ModelFailed("the model failed; its log has the details"), now_ns)
 
-    def _refused(self, call: Call, error: RequestError, now_ns: int) -> bytes:
+    def _refused(self, call: Call, error: RequestError, now_ns: int) -> ResponseHead:
         return self.refusal(call.head, error, call.rows, now_ns - call.head.received_ns)
 
-    def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> bytes:
+    def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> ResponseHead:
         """The answer to a request that gets no result, in the encoding that it came in."""
         self.statistics.inference_stats.fail.add(queue_ns)
-        answer = ResponseHead(
+        return ResponseHead(
             sequence=head.sequence,
             status=http_status(error),
             encoding=head.encoding,
             rows=rows,
             queue_ns=queue_ns,
+            body=error_document(error, head.encoding),
         )
-        return response_frame(answer, error_document(error, head.encoding))
 
-    def statistics_answer(self, head: RequestHead) -> bytes:
+    def statistics_answer(self, head: RequestHead) -> ResponseHead:
         """The answer to `Operation.STATISTICS`: this worker's `ModelStatistics` as JSON."""
         body = encode_document(self.statistics, Encoding.JSON)
-        return response_frame(ResponseHead(sequence=head.sequence, status=200), body)
+        return ResponseHead(sequence=head.sequence, status=200, body=body)

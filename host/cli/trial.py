@@ -24,8 +24,8 @@ from host.protocol.messages import (
     RequestHead,
     ResponseHead,
     read_hello,
-    read_response,
-    request_frame,
+    read_responses,
+    request_frames,
 )
 from host.protocol.package import GoldenCase, GoldenOutput, Package, Tolerance
 from host.tail import last_lines
@@ -124,7 +124,7 @@ class TrialWorker:
         """Send requests all at once and wait for the answers, in the order of the requests."""
         begun = time.monotonic()
         limit_s = self._package.limits.timeout_ms / 1000 + self._package.limits.hang_s
-        frames = []
+        requests = []
         first = self._sequence + 1
         for body in bodies:
             self._sequence += 1
@@ -134,18 +134,20 @@ class TrialWorker:
                 operation=Operation.INFER,
                 received_ns=now_ns,
                 deadline_ns=now_ns + self._package.limits.timeout_ms * _NS_PER_MS,
+                body=body,
             )
-            frames.append(request_frame(head, body))
+            requests.append(head)
         try:
             self._sock.settimeout(limit_s)
-            self._sock.sendall(b"".join(frames))
+            self._sock.sendall(request_frames(requests))
         except OSError as error:
             raise HostError(f"the worker takes no request: {error}{self._log_end()}") from error
         answers: dict[int, Answered] = {}
         while len(answers) < len(bodies):
             frame = self._receive(Kind.RESPONSE, begun + limit_s)
-            head_answer = read_response(frame.head)
-            answers[head_answer.sequence] = Answered(head_answer, frame.body, time.monotonic() - begun)
+            for answer in read_responses(frame):
+                body = answer.body or frame.body
+                answers[answer.sequence] = Answered(answer, body, time.monotonic() - begun)
         return [answers[first + position] for position in range(len(bodies))]
 
     def memory_bytes(self) -> tuple[int, int]:

@@ -26,7 +26,6 @@ from host.protocol.messages import (
     Operation,
     RequestHead,
     ResponseHead,
-    request_frame,
 )
 
 logger = logging.getLogger("modelhost.front")
@@ -196,8 +195,7 @@ class Gateway:
         self._asked[sequence] = future
         now_ns = time.monotonic_ns()
         deadline_ns = now_ns + int(STATISTICS_TIMEOUT_S * _NS_PER_S)
-        head = RequestHead(sequence=sequence, operation=operation, received_ns=now_ns, deadline_ns=deadline_ns)
-        link.send(request_frame(head, b""))
+        link.send(RequestHead(sequence=sequence, operation=operation, received_ns=now_ns, deadline_ns=deadline_ns))
         try:
             async with asyncio.timeout(STATISTICS_TIMEOUT_S):
                 return (await future)[1]
@@ -260,7 +258,7 @@ class Gateway:
             # Whatever is pending here is a `Call`; saying so with `cast` would cost a call for each request.
             if type(action) is Send:
                 call: Call = action.pending  # type: ignore[assignment]
-                self._links[action.worker].send(_frame(call))
+                self._links[action.worker].send(_request(call))
             elif type(action) is Refuse:
                 refused: Call = action.pending  # type: ignore[assignment]
                 if isinstance(action.error, PoisonRequest):
@@ -292,8 +290,8 @@ class Gateway:
             self._arm(next_ns, now_ns)
 
 
-def _frame(call: Call) -> bytes:
-    head = RequestHead(
+def _request(call: Call) -> RequestHead:
+    return RequestHead(
         call.sequence,
         call.operation,
         call.received_ns,
@@ -306,8 +304,8 @@ def _frame(call: Call) -> bytes:
         call.traceparent,
         call.completed is not None,
         call.model,
+        call.body if call.completed is None else call.completed,
     )
-    return request_frame(head, call.body if call.completed is None else call.completed)
 
 
 class _Completion:

@@ -10,6 +10,8 @@ A frame is a fixed prefix of 12 bytes, little-endian, then a head and a body:
     8       4     body size in bytes
     12            head: a msgpack array (`messages`), then the body: bytes that nobody between the ends reads
 
+Of requests and of answers, a frame carries one with its body, or several whose small bodies are inside their heads.
+
 Heads are arrays, so a newer peer may append fields and an older one ignores them; `version` changes only when
 the prefix does.
 """

@@ -6,16 +6,24 @@ Arrays on the wire (`array_like`): fields are only ever appended, each with a de
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from host.protocol.errors import FrameError
-from host.protocol.frames import Kind, encode_frame
+from host.protocol.frames import Frame, Kind, encode_frame
 from host.protocol.types import Signature
 
 NO_JSON_HEADER: Final = -1
 """`json_bytes` of a body that is one JSON or msgpack document with nothing behind it."""
+
+
+INSIDE_MAX_BYTES: Final = 4096
+"""A body of no more bytes travels inside its head."""
+
+TOGETHER_MAX: Final = 128
+"""Heads in one frame: with their bodies they stay below the limit of a frame's head."""
 
 
 class Operation(enum.IntEnum):
@@ -85,6 +93,8 @@ class RequestHead(msgspec.Struct, frozen=True, array_like=True):
     """The body is a msgpack document, which the feature service has completed, whatever the client's encoding was."""
     model: str = ""
     """For the feature service: the model that the request is for, as `churn.v3`."""
+    body: bytes = b""
+    """The body while the head is not encoded, and in a head that was read if it came inside."""
 
 
 class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +118,8 @@ class ResponseHead(msgspec.Struct, frozen=True, array_like=True):
     """What one row more costs in a batch, by the worker's recent batches."""
     batch_service_ns: int = 0
     """What a batch costs before its first row."""
+    body: bytes = b""
+    """As in `RequestHead`."""
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True):
@@ -117,10 +129,13 @@ class Notice(msgspec.Struct, frozen=True, array_like=True):
     """Models whose features cannot be read, as `churn.v3`, and why."""
 
 
+_REQUEST: Final = int(Kind.REQUEST)
+_RESPONSE: Final = int(Kind.RESPONSE)
+"""To look up an enum's attribute, and to pack one, takes longer."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
-_decode_request = msgspec.msgpack.Decoder(RequestHead).decode
-_decode_response = msgspec.msgpack.Decoder(ResponseHead).decode
+_decode_requests = msgspec.msgpack.Decoder(list[RequestHead]).decode
+_decode_responses = msgspec.msgpack.Decoder(list[ResponseHead]).decode
 _decode_notice = msgspec.msgpack.Decoder(Notice).decode
 
 
@@ -133,14 +148,27 @@ def hello_frame(hello: Hello) -> bytes:
     return encode_frame(Kind.HELLO, _encode(hello))
 
 
-def request_frame(head: RequestHead, body: bytes) -> bytes:
-    """Encode a request."""
-    return encode_frame(Kind.REQUEST, _encode(head), body)
+def request_frames(requests: Sequence[RequestHead]) -> bytes:
+    """Encode requests with their bodies, in as few frames as may be."""
+    return _frames(_REQUEST, requests)
 
 
-def response_frame(head: ResponseHead, body: bytes) -> bytes:
-    """Encode an answer."""
-    return encode_frame(Kind.RESPONSE, _encode(head), body)
+def response_frames(answers: Sequence[ResponseHead]) -> bytes:
+    """Encode answers with their bodies, in as few frames as may be."""
+    return _frames(_RESPONSE, answers)
+
+
+def _frames(kind: int, messages: Sequence[RequestHead] | Sequence[ResponseHead]) -> bytes:
+    if len(messages) > TOGETHER_MAX:
+        return b"".join([_frame(kind, message) for message in messages])
+    for message in messages:
+        if len(message.body) > INSIDE_MAX_BYTES:
+            return b"".join([_frame(kind, message) for message in messages])
+    return encode_frame(kind, _encode(messages))
+
+
+def _frame(kind: int, message: RequestHead | ResponseHead) -> bytes:
+    return encode_frame(kind, _encode([msgspec.structs.replace(message, body=b"")]), message.body)
 
 
 def notice_frame(notice: Notice) -> bytes:
@@ -164,17 +192,23 @@ def read_hello(head: bytes) -> Hello:
         raise BadHead(f"hello: {error}") from error
 
 
-def read_request(head: bytes) -> RequestHead:
-    """Decode a request's head. Raises `BadHead`."""
+def read_requests(frame: Frame) -> list[RequestHead]:
+    """Decode the heads of a frame of requests: several, or one whose body may be the frame's. Raises `BadHead`."""
     try:
-        return _decode_request(head)
+        heads = _decode_requests(frame.head)
     except msgspec.DecodeError as error:
         raise BadHead(f"request: {error}") from error
+    if frame.body and len(heads) != 1:
+        raise BadHead(f"request: expected one head for the body, received {len(heads)}")
+    return heads
 
 
-def read_response(head: bytes) -> ResponseHead:
-    """Decode an answer's head. Raises `BadHead`."""
+def read_responses(frame: Frame) -> list[ResponseHead]:
+    """Decode the heads of a frame of answers: several, or one whose body may be the frame's. Raises `BadHead`."""
     try:
-        return _decode_response(head)
+        heads = _decode_responses(frame.head)
     except msgspec.DecodeError as error:
         raise BadHead(f"response: {error}") from error
+    if frame.body and len(heads) != 1:
+        raise BadHead(f"response: expected one head for the body, received {len(heads)}")
+    return heads

@@ -20,6 +20,18 @@ from host.protocol.types import ITEM_BYTES, TensorSpec, shape_matches, shape_tex
 
 Array = npt.NDArray[Any]
 
+
+class Packed(msgspec.Struct, frozen=True, eq=False):
+    """Numbers in memory that will be an array, as soon as it is known which requests' rows share it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    memory: bytes
+
+
+Input = Array | Packed
+"""What a request gives for an input. `joined` makes an array of it."""
+
 NUMPY_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
@@ -103,22 +115,36 @@ def array_from_values(spec: TensorSpec, shape: Sequence[int], values: Sequence[A
     return _shaped(spec.name, _typed_array(spec, values), shape)
 
 
-def flat_reader(spec: TensorSpec, shape: Sequence[int]) -> Callable[[Sequence[Any]], Array]:
-    """What `array_from_values` does for one shape, in half the time: for shapes that repeat."""
+def flat_reader(spec: TensorSpec, shape: Sequence[int]) -> Callable[[Sequence[Any]], Input]:
+    """What `array_from_values` does for one shape, in a third of the time: for shapes that repeat."""
     code, count = _PACK_CODES.get(spec.datatype), math.prod(shape)
     if code is None or not 0 < count <= _PACK_MAX_ELEMENTS:
         return partial(array_from_values, spec, tuple(shape))
     pack = struct.Struct(f"<{count}{code}").pack
     dtype, sizes = NUMPY_DTYPES[spec.datatype], tuple(shape)
 
-    def read(values: Sequence[Any]) -> Array:
+    def read(values: Sequence[Any]) -> Input:
         try:
-            packed = bytearray(pack(*values))
+            return Packed(sizes, dtype, pack(*values))
         except (struct.error, OverflowError):
             return array_from_values(spec, sizes, values)  # which says what is wrong
-        return np.ndarray(sizes, dtype, packed)
 
     return read
+
+
+def joined(parts: Sequence[Input]) -> Array:
+    """One array of what several requests give for an input, row after row; of a single one, what it gives."""
+    if len(parts) == 1:
+        return _array(parts[0])
+    packed = [part for part in parts if type(part) is Packed]
+    if len(packed) < len(parts):
+        return np.concatenate([_array(part) for part in parts])
+    shape = (sum([part.shape[0] for part in packed]), *packed[0].shape[1:])
+    return np.ndarray(shape, packed[0].dtype, bytearray().join([part.memory for part in packed]))
+
+
+def _array(part: Input) -> Array:
+    return np.ndarray(part.shape, part.dtype, bytearray(part.memory)) if isinstance(part, Packed) else part
 
 
 def array_from_document(spec: TensorSpec, shape: Sequence[int], data: msgspec.Raw, encoding: Encoding) -> Array:

@@ -25,7 +25,7 @@ from host.protocol.types import Signature, TensorSpec
 class PredictRequest:
     """A request that the model can take: one array per input, in the signature's order."""
 
-    arrays: tuple[Array, ...]
+    inputs: tuple[Array, ...]
     by_rows: bool
 
 
@@ -48,8 +48,8 @@ class PredictCodec:
             columns = self._columns_of_rows(document["instances"])
         else:
             columns = self._columns(document["inputs"])
-        arrays = tuple(self._array(spec, column) for spec, column in zip(self._signature.inputs, columns, strict=True))
-        return PredictRequest(arrays=arrays, by_rows="instances" in document)
+        inputs = tuple(self._array(spec, column) for spec, column in zip(self._signature.inputs, columns, strict=True))
+        return PredictRequest(inputs=inputs, by_rows="instances" in document)
 
     def _columns_of_rows(self, instances: Any) -> list[Any]:
         if not isinstance(instances, list):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Generic, NoReturn, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -12,6 +14,7 @@ from host.protocol.errors import InvalidInput, Malformed
 from host.protocol.messages import NO_JSON_HEADER, Encoding
 from host.protocol.tensors import (
     Array,
+    Input,
     array_from_bytes,
     array_from_document,
     bytes_of,
@@ -29,14 +32,28 @@ Data = TypeVar("Data")
 DECLARATIONS_MAX: Final = 1024
 """Names, datatypes and shapes that are remembered as right; models see a few."""
 
+FORMS_MAX: Final = 4
+"""Forms of documents that are remembered: a client writes all of its requests of a shape in one."""
+
+LEARN_EVERY: Final = 32
+"""Of the documents in no known form, one in so many is learned from: where each has its own, that costs little."""
+
+_FORM_MAX_BYTES: Final = 1024
+"""A longer form is not remembered."""
+
 _OPENINGS_MAX: Final = 1024
 """Shapes of answers whose document's beginning is remembered."""
 
 FEATURE_STATUS: Final = "feature_status"
 """The parameter that asks where each fetched feature came from, and of the answer that says so."""
 
+_JSON: Final = Encoding.JSON
+"""To look up an enum's attribute takes longer than to compare."""
 _NO_DATA: Final = msgspec.Raw()
 _ONE_IN_DOCUMENT: Final = ((0, False),)
+_DATA: Final = re.compile(rb'"data"\s*:\s*(\[[^\]]*\])')
+"""Flat values of the key `data`. Inside a string the quotes would be escaped."""
+
 _CLOSING: Final = b"}]}"
 """What follows the last tensor's data, its last field, in an answer."""
 
@@ -93,9 +110,9 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 
 
 class InferRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request that the model can take: one array per input, in the signature's order."""
+    """A request that the model can take: what it gives for each input, in the signature's order."""
 
-    arrays: tuple[Array, ...]
+    inputs: tuple[Input, ...]
     outputs: tuple[tuple[int, bool], ...]
     """What is asked for: index into the signature's outputs, and whether as binary data."""
     id: str | None = None
@@ -109,20 +126,36 @@ class _Declared(msgspec.Struct, frozen=True):
 
     index: int
     spec: TensorSpec
-    read: Callable[[Sequence[Any]], Array]
-    """Flat values to an array of the declared shape."""
+    read: Callable[[Sequence[Any]], Input]
+    """Flat values to an input of the declared shape."""
+
+
+class _Form(msgspec.Struct, frozen=True):
+    """A document of one input and nothing else, but for its values."""
+
+    opening: bytes
+    closing: bytes
+    read: Callable[[Sequence[Any]], Input]
+
+
+class _FlatDecoders(NamedTuple):
+    """Of documents whose data are flat and of one scalar type, and of such data alone."""
+
+    document: Callable[[bytes], _Document[list[Any]]]
+    values: Callable[[bytes], list[Any]]
 
 
 class BatchOutputs:
     """What a model answered for a batch: one array per output; the first dimension is rows if it is `batchable`."""
 
-    __slots__ = ("_arrays", "_batchable", "_first", "_values", "first_inner")
+    __slots__ = ("_arrays", "_batchable", "_first", "_values", "_width", "first_inner")
 
     def __init__(self, arrays: Sequence[Array], first: TensorSpec, *, batchable: bool) -> None:
         self._arrays = arrays
         self._first = first
         self._batchable = batchable
         self._values: list[Any] | None = None if batchable else []
+        self._width = 0
         self.first_inner: tuple[int, ...] = arrays[0].shape[1:]
 
     def rows(self, start: int, end: int) -> Sequence[Array]:
@@ -138,10 +171,8 @@ class BatchOutputs:
             except InvalidInput:
                 values = []
             self._values = values
-        if not values:
-            return None
-        width = len(values) // len(self._arrays[0])
-        return values[start * width : end * width]
+            self._width = len(values) // len(self._arrays[0]) if values else 0
+        return values[start * self._width : end * self._width] if values else None
 
 
 class InferCodec:
@@ -156,6 +187,10 @@ class InferCodec:
         self._all_outputs = tuple((index, False) for index in range(len(signature.outputs)))
         self._all_binary = tuple((index, True) for index in range(len(signature.outputs)))
         self._declared: dict[tuple[object, ...], _Declared] = {}
+        self.forms: deque[_Form] = deque(maxlen=FORMS_MAX)
+        """What was learned last."""
+        self._formless = 0
+        """Documents that were in none of them."""
         self._openings: dict[tuple[int, tuple[int, ...]], bytes] = {}
         # Most models take inputs of one scalar type: their documents are read in one typed pass.
         # FP16 cannot travel in a document, so a model that takes it never has one of these.
@@ -170,13 +205,11 @@ class InferCodec:
         Raises `Malformed` and `InvalidInput`.
         """
         if json_bytes == NO_JSON_HEADER:
-            if encoding is Encoding.JSON and self._flat_json is not None:
+            if encoding is _JSON and self._flat_json is not None:
                 try:
-                    document = self._flat_json.decode(body)
+                    return self._from_flat(body, self._flat_json)
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     pass  # nested, binary or wrong: the general reader takes it or says what is wrong
-                else:
-                    return self._from_flat(document)
             return self._from_document(body, encoding, memoryview(b""))
         if json_bytes == 0:
             return self._from_raw(body)
@@ -186,33 +219,64 @@ class InferCodec:
             )
         return self._from_document(body[:json_bytes], Encoding.JSON, memoryview(body)[json_bytes:])
 
-    def _from_flat(self, document: _Document[list[Any]]) -> InferRequest:
-        arrays: list[Array | None] = [None] * len(self._inputs)
+    def _from_flat(self, body: bytes, flat: _FlatDecoders) -> InferRequest:
+        for form in self.forms:
+            if body.startswith(form.opening) and body.endswith(form.closing):
+                values = flat.values(body[len(form.opening) : len(body) - len(form.closing)])
+                return InferRequest((form.read(values),), self._all_outputs)
+        document = flat.document(body)
+        inputs: list[Input | None] = [None] * len(self._inputs)
         for tensor in document.inputs:
             declared = self._declared.get((tensor.name, tensor.datatype, *tensor.shape))
-            if declared is None or arrays[declared.index] is not None:
-                declared = self._declare(tensor, arrays)
+            if declared is None or inputs[declared.index] is not None:
+                declared = self._declare(tensor, inputs)
             if tensor.parameters and "binary_data_size" in tensor.parameters:
                 raise Malformed(f"input '{declared.spec.name}': has both data and binary_data_size")
-            arrays[declared.index] = declared.read(tensor.data)
-        return self._finish(document, arrays)
+            inputs[declared.index] = declared.read(tensor.data)
+        request = self._finish(document, inputs)
+        self._formless += 1
+        if self._formless % LEARN_EVERY == 0:
+            self._learn_form(body, flat, document)
+        return request
+
+    def _learn_form(self, body: bytes, flat: _FlatDecoders, document: _Document[list[Any]]) -> None:
+        """Remember what stands around the values of a document that was found right.
+
+        With any other list of such values in their place it is right as well, up to their number. That it is the values
+        which were found shows when they are left out.
+        """
+        if len(document.inputs) != 1 or document.id is not None or document.outputs is not None or document.parameters:
+            return
+        tensor, found = document.inputs[0], _DATA.search(body)
+        declared = self._declared.get((tensor.name, tensor.datatype, *tensor.shape))
+        if found is None or declared is None or not tensor.data:
+            return
+        opening, closing = body[: found.start(1)], body[found.end(1) :]
+        if len(opening) + len(closing) > _FORM_MAX_BYTES:
+            return
+        try:
+            emptied = flat.document(opening + b"[]" + closing)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if not emptied.inputs[0].data:
+            self.forms.append(_Form(opening, closing, declared.read))
 
     def _from_document(self, body: bytes, encoding: Encoding, binary: memoryview) -> InferRequest:
         try:
             document: _RawDocument = _RAW_DECODERS[encoding].decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             _explain_document(body, encoding, error)
-        arrays: list[Array | None] = [None] * len(self._inputs)
+        inputs: list[Input | None] = [None] * len(self._inputs)
         offset = 0
         for tensor in document.inputs:
-            index, spec = self._slot_of(tensor.name, arrays)
+            index, spec = self._slot_of(tensor.name, inputs)
             check_shape(spec, tensor.datatype, tensor.shape)
             size = (tensor.parameters or {}).get("binary_data_size")
             has_data = tensor.data != _NO_DATA
             if size is None:
                 if not has_data:
                     raise Malformed(f"input '{spec.name}': expected data or binary_data_size, received neither")
-                arrays[index] = array_from_document(spec, tensor.shape, tensor.data, encoding)
+                inputs[index] = array_from_document(spec, tensor.shape, tensor.data, encoding)
                 continue
             if has_data:
                 raise Malformed(f"input '{spec.name}': has both data and binary_data_size")
@@ -222,11 +286,11 @@ class InferCodec:
                     f"input '{spec.name}': binary_data_size is {size} bytes, "
                     f"received {len(binary) - offset} bytes of binary data for it"
                 )
-            arrays[index] = array_from_bytes(spec, tensor.shape, binary[offset : offset + size])
+            inputs[index] = array_from_bytes(spec, tensor.shape, binary[offset : offset + size])
             offset += size
         if offset != len(binary):
             raise Malformed(f"binary data: the inputs declare {offset} bytes, received {len(binary)}")
-        return self._finish(document, arrays)
+        return self._finish(document, inputs)
 
     def _from_raw(self, body: bytes) -> InferRequest:
         """The body is the one input's bytes (`Inference-Header-Content-Length: 0`)."""
@@ -235,40 +299,40 @@ class InferCodec:
             raise InvalidInput(f"a raw request needs a model of one input; this model takes {names}")
         spec = self._signature.inputs[0]
         array = array_from_bytes(spec, _raw_shape(spec, body), memoryview(body))
-        return InferRequest(arrays=(array,), outputs=self._all_binary)
+        return InferRequest(inputs=(array,), outputs=self._all_binary)
 
-    def _declare(self, tensor: _Tensor[Any], arrays: Sequence[Array | None]) -> _Declared:
+    def _declare(self, tensor: _Tensor[Any], inputs: Sequence[Input | None]) -> _Declared:
         """Find a tensor's place and check what it declares. Declarations repeat: right ones are remembered."""
-        index, spec = self._slot_of(tensor.name, arrays)
+        index, spec = self._slot_of(tensor.name, inputs)
         check_shape(spec, tensor.datatype, tensor.shape)
         declared = _Declared(index, spec, flat_reader(spec, tensor.shape))
         if len(self._declared) < DECLARATIONS_MAX:
             self._declared[(tensor.name, tensor.datatype, *tensor.shape)] = declared
         return declared
 
-    def _slot_of(self, name: str, arrays: Sequence[Array | None]) -> tuple[int, TensorSpec]:
+    def _slot_of(self, name: str, inputs: Sequence[Input | None]) -> tuple[int, TensorSpec]:
         index = self._inputs.get(name)
         if index is None:
             expected = ", ".join(f"'{known}'" for known in self._inputs)
             raise InvalidInput(f"unknown input {name!r}: expected {expected}")
-        if arrays[index] is not None:
+        if inputs[index] is not None:
             raise Malformed(f"input '{name}' is given twice")
         return index, self._signature.inputs[index]
 
-    def _finish(self, document: _RawDocument | _Document[Any], arrays: list[Array | None]) -> InferRequest:
+    def _finish(self, document: _RawDocument | _Document[Any], inputs: list[Input | None]) -> InferRequest:
         # Nothing is given twice, so as many as there are inputs are all of them.
-        if len(document.inputs) != len(arrays):
-            missing = next(spec for spec, array in zip(self._signature.inputs, arrays, strict=True) if array is None)
+        if len(document.inputs) != len(inputs):
+            missing = next(spec for spec, given in zip(self._signature.inputs, inputs, strict=True) if given is None)
             received = ", ".join(f"'{tensor.name}'" for tensor in document.inputs) or "none"
             raise InvalidInput(f"input '{missing.name}' is missing: received {received}")
-        given = tuple(cast("list[Array]", arrays))
+        given = tuple(cast("list[Array]", inputs))
         parameters = document.parameters
         if not parameters and document.outputs is None:
             return InferRequest(given, self._all_outputs, document.id)
         parameters = parameters or {}
         timeout = parameters.get("timeout")
         return InferRequest(
-            arrays=given,
+            inputs=given,
             outputs=self._requested(document.outputs, _flag(parameters, "binary_data_output", False)),
             id=document.id,
             timeout_us=None if timeout is None else _unsigned("parameter timeout (microseconds)", timeout),
@@ -301,7 +365,7 @@ class InferCodec:
         for index, as_binary in request.outputs:
             spec, array = self._signature.outputs[index], outputs[index]
             tensor = _OutputTensor(spec.name, spec.datatype, array.shape)
-            if as_binary and encoding is Encoding.JSON:
+            if as_binary and encoding is _JSON:
                 raw = bytes_of(spec.datatype, array)
                 tensor.parameters = {"binary_data_size": len(raw)}
                 binary.append(raw)
@@ -323,7 +387,7 @@ class InferCodec:
         the batch's values become Python's once for all of its requests.
         """
         is_plain = request.id is None and request.feature_status is None
-        if encoding is Encoding.JSON and is_plain and request.outputs == _ONE_IN_DOCUMENT:
+        if encoding is _JSON and is_plain and request.outputs == _ONE_IN_DOCUMENT:
             values = outputs.first_values(start, end)
             if values is not None:
                 shape = (end - start, outputs.first_inner)
@@ -344,7 +408,7 @@ class InferCodec:
 
 
 def _document_data(spec: TensorSpec, array: Array, as_binary: bool, encoding: Encoding) -> Any:
-    if encoding is Encoding.JSON:
+    if encoding is _JSON:
         return values_of(spec.name, spec.datatype, array)
     if as_binary or spec.datatype == "FP16":
         return bytes_of(spec.datatype, array)
@@ -392,7 +456,7 @@ def _feature_status(parameters: Parameters) -> Parameters | None:
 def _explain_document(body: bytes, encoding: Encoding, error: Exception) -> NoReturn:
     """Raise the best error for a document that the typed reader refused."""
     document = decode_document(body, encoding)
-    if encoding is Encoding.JSON and isinstance(document, dict):
+    if encoding is _JSON and isinstance(document, dict):
         inputs = document.get("inputs")
         for position, tensor in enumerate(inputs if isinstance(inputs, list) else []):
             if isinstance(tensor, dict):
@@ -411,11 +475,11 @@ def _located(error: Exception, document: Any) -> str:
 
 
 # Made at import, all of them: msgspec looks annotations up by the module's name, which a worker gives away later.
-_FLAT_DECODERS: Final[dict[type, msgspec.json.Decoder[_Document[list[Any]]]]] = {
-    bool: msgspec.json.Decoder(_Document[list[bool]]),
-    int: msgspec.json.Decoder(_Document[list[int]]),
-    float: msgspec.json.Decoder(_Document[list[float]]),
-    str: msgspec.json.Decoder(_Document[list[str]]),
+_FLAT_DECODERS: Final[dict[type, _FlatDecoders]] = {
+    bool: _FlatDecoders(msgspec.json.Decoder(_Document[list[bool]]).decode, msgspec.json.Decoder(list[bool]).decode),
+    int: _FlatDecoders(msgspec.json.Decoder(_Document[list[int]]).decode, msgspec.json.Decoder(list[int]).decode),
+    float: _FlatDecoders(msgspec.json.Decoder(_Document[list[float]]).decode, msgspec.json.Decoder(list[float]).decode),
+    str: _FlatDecoders(msgspec.json.Decoder(_Document[list[str]]).decode, msgspec.json.Decoder(list[str]).decode),
 }
 _RAW_DECODERS: Final[dict[Encoding, Any]] = {
     Encoding.JSON: msgspec.json.Decoder(_RawDocument),

@@ -109,7 +109,7 @@ def completed(document: dict[str, Any], **sources: Any) -> bytes:
 
 def arrays(body: bytes) -> list[np.ndarray[Any, Any]]:
     """What a worker makes of a completed request."""
-    return list(InferCodec("m", "1", SIGNATURE).decode(body, Encoding.MSGPACK).arrays)
+    return list(InferCodec("m", "1", SIGNATURE).decode(body, Encoding.MSGPACK).inputs)
 
 
 TWO = request(x(2), tensor("user_id", "INT64", [1, 2]), tensor("weekday", "BYTES", ["monday", "monday"]))
@@ -378,7 +378,7 @@ def predicted(document: dict[str, Any], encoding: Encoding = Encoding.JSON) -> l
     body = json.dumps(document).encode() if encoding is Encoding.JSON else msgpack.packb(document)
     wanted = COMPLETER.predict(body, encoding)
     assert wanted is not None
-    return list(PredictCodec(SIGNATURE).decode(complete(wanted), Encoding.MSGPACK).arrays)
+    return list(PredictCodec(SIGNATURE).decode(complete(wanted), Encoding.MSGPACK).inputs)
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))

@@ -20,7 +20,7 @@ from feature_io.stores import Key, Row, Store, StoreUnavailable, TableMismatch, 
 from host.config.deployment import DeployedModel
 from host.config.features import FeatureColumn, Features, FeatureView, KeyColumn, SqliteStore
 from host.protocol.frames import Frame, FrameDecoder
-from host.protocol.messages import Encoding, Limits, Operation, RequestHead, ResponseHead, read_response
+from host.protocol.messages import Encoding, Limits, Operation, RequestHead, ResponseHead, read_responses
 from host.protocol.types import Signature, TensorSpec
 
 LIMIT_S = 5.0
@@ -122,7 +122,8 @@ class Bench:
         self.service.handle(head, body, replied.set_result)
         async with asyncio.timeout(LIMIT_S):
             [frame] = _frames(await replied)
-        return read_response(frame.head), frame.body
+        [head] = read_responses(frame)
+        return head, head.body or frame.body
 
 
 def _frames(data: bytes) -> list[Frame]:

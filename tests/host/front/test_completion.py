@@ -11,7 +11,6 @@ import pytest
 from host.config.deployment import DeployedModel
 from host.front.gateway import FEATURES_POOL, Call, Gateway
 from host.protocol.errors import DeadlineExceeded, ModelNotReady, RequestError
-from host.protocol.frames import FrameDecoder
 from host.protocol.messages import (
     Encoding,
     Hello,
@@ -20,7 +19,6 @@ from host.protocol.messages import (
     Operation,
     RequestHead,
     ResponseHead,
-    read_request,
 )
 from host.protocol.types import Signature, TensorSpec
 
@@ -38,9 +36,8 @@ class Link:
         self.program = program
         self.sent: list[tuple[RequestHead, bytes]] = []
 
-    def send(self, frame: bytes) -> None:
-        for one in FrameDecoder(1 << 20).feed(frame):
-            self.sent.append((read_request(one.head), bytes(one.body)))
+    def send(self, request: RequestHead) -> None:
+        self.sent.append((request, request.body))
 
     def close(self) -> None: ...
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from host.protocol.errors import InvalidInput, Malformed
 from host.protocol.messages import Encoding
-from host.protocol.tensors import NUMPY_DTYPES, array_from_values, flat_reader, scalar_type
+from host.protocol.tensors import NUMPY_DTYPES, array_from_values, flat_reader, joined, scalar_type
 from host.protocol.types import DATATYPES, Signature, TensorSpec
 from host.protocol.v2 import BatchOutputs, InferCodec, InferRequest
 
@@ -31,7 +31,7 @@ ELEMENTS: dict[type, st.SearchStrategy[Any]] = {
 def outcome(read: Any, *arguments: Any) -> tuple[str, str, tuple[int, ...], list[Any]] | tuple[type, str]:
     """Datatype, order, shape and values of what was read, or the error."""
     try:
-        array = read(*arguments)
+        array = joined([read(*arguments)])
     except (InvalidInput, Malformed) as error:
         return type(error), str(error)
     return array.dtype.str, "C" if array.flags.c_contiguous else "?", array.shape, array.ravel().tolist()
@@ -48,7 +48,7 @@ def test_reader_of_one_shape_reads_what_any_reader_reads(datatype: str, shape: l
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64"])
 def test_a_model_may_write_into_what_was_read(datatype: str) -> None:
-    array = flat_reader(TensorSpec("x", datatype, (-1, 2)), [1, 2])([1, 2])
+    array = joined([flat_reader(TensorSpec("x", datatype, (-1, 2)), [1, 2])([1, 2])])
     array += 1
     assert array.tolist() == [[2, 3]]
 
@@ -74,7 +74,7 @@ def test_rows_of_a_batch_are_written_as_any_answer(
     # One element that JSON cannot say costs its own request the answer, and no other.
     if size and (datatype == "BYTES" if isinstance(unsayable, bytes) else unsayable and datatype.startswith("FP")):
         array.ravel()[size // 2] = unsayable
-    request = InferRequest(arrays=(), outputs=((0, False),), id=request_id)
+    request = InferRequest(inputs=(), outputs=((0, False),), id=request_id)
     batch = BatchOutputs([array], spec, batchable=True)
     start = 0
     for rows in parts:
@@ -93,6 +93,6 @@ def test_a_model_without_rows_answers_whole() -> None:
     spec = TensorSpec("y", "FP64", (2,))
     made = InferCodec("m", "1", Signature(inputs=(spec,), outputs=(spec,)))
     batch = BatchOutputs([np.array([1.0, 2.0])], spec, batchable=False)
-    request = InferRequest(arrays=(), outputs=((0, False),))
+    request = InferRequest(inputs=(), outputs=((0, False),))
     body, _ = made.encode_rows(request, batch, 0, 1, Encoding.JSON)
     assert json.loads(body)["outputs"][0] == {"name": "y", "datatype": "FP64", "shape": [2], "data": [1.0, 2.0]}

@@ -27,7 +27,7 @@ FIXED = PredictCodec(Signature((TensorSpec("x", "FP32", (2, 2)),), (TensorSpec("
 
 
 def values(made: PredictCodec, document: Any) -> list[Any]:
-    return [array.tolist() for array in made.decode(json.dumps(document).encode(), Encoding.JSON).arrays]
+    return [array.tolist() for array in made.decode(json.dumps(document).encode(), Encoding.JSON).inputs]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_model_without_batches_answers_one_instance() -> None:
 
 def test_msgpack_carries_bytes_and_nan() -> None:
     request = TWO.decode(msgpack.packb({"instances": [{"a": 1, "t": b"\xff"}]}), Encoding.MSGPACK)
-    assert request.arrays[1].tolist() == [[b"\xff"]]
+    assert request.inputs[1].tolist() == [[b"\xff"]]
     body = TWO.encode(request, [np.array([[np.nan]]), np.array([b"\xff"], dtype=object)], Encoding.MSGPACK)
     (prediction,) = msgpack.unpackb(body)["predictions"]
     assert prediction["band"] == b"\xff"

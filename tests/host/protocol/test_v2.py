@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as arrays
 
 from host.protocol.errors import InvalidInput, Malformed, RequestError
 from host.protocol.messages import NO_JSON_HEADER, Encoding
-from host.protocol.tensors import NUMPY_DTYPES, Array, bytes_of
+from host.protocol.tensors import NUMPY_DTYPES, Array, bytes_of, joined
 from host.protocol.types import DATATYPES, Signature, TensorSpec
-from host.protocol.v2 import InferCodec, InferRequest
+from host.protocol.v2 import FORMS_MAX, LEARN_EVERY, InferCodec, InferRequest
 
 INTEGERS = [name for name in DATATYPES if "INT" in name]
 
@@ -47,7 +47,7 @@ def decode(made: InferCodec, *inputs: dict[str, Any], **more: Any) -> InferReque
 def test_data_may_be_flat_or_nested(data: list[Any], encoding: Encoding) -> None:
     document = {"inputs": [tensor(data, shape=(2, 2))]}
     raw = json.dumps(document).encode() if encoding is Encoding.JSON else msgpack.packb(document)
-    (array,) = codec().decode(raw, encoding).arrays
+    array = joined(codec().decode(raw, encoding).inputs)
     assert array.dtype == np.float64
     assert array.tolist() == [[1, 2.5], [3, 4]]
 
@@ -89,8 +89,9 @@ def test_model_gets_what_the_client_sent_and_the_client_what_the_model_answered(
         ways.append((msgpack.packb(as_bin), Encoding.MSGPACK, NO_JSON_HEADER))
     for raw_body, encoding, json_bytes in ways:
         request = made.decode(raw_body, encoding, json_bytes)
-        assert request.arrays[0].dtype == NUMPY_DTYPES[datatype]
-        assert np.array_equal(request.arrays[0], array)
+        received = joined(request.inputs)
+        assert received.dtype == NUMPY_DTYPES[datatype]
+        assert np.array_equal(received, array)
         answer, answer_json_bytes = made.encode(request, [array], encoding)
         if answer_json_bytes != NO_JSON_HEADER:
             output = json.loads(answer[:answer_json_bytes])["outputs"][0]
@@ -99,9 +100,9 @@ def test_model_gets_what_the_client_sent_and_the_client_what_the_model_answered(
         elif encoding is Encoding.JSON and datatype != "FP16":
             assert json.loads(answer)["outputs"][0]["data"] == plain(array)
         elif encoding is Encoding.MSGPACK:
-            received = msgpack.unpackb(answer)["outputs"][0]
-            assert plain(np.array([*received["data"], None], dtype=object)[:-1]) == plain(array)
-            assert received["shape"] == list(array.shape)
+            output = msgpack.unpackb(answer)["outputs"][0]
+            assert plain(np.array([*output["data"], None], dtype=object)[:-1]) == plain(array)
+            assert output["shape"] == list(array.shape)
 
 
 def test_binary_and_documented_tensors_may_be_mixed_in_any_order() -> None:
@@ -112,12 +113,12 @@ def test_binary_and_documented_tensors_may_be_mixed_in_any_order() -> None:
         tensor(name="b", shape=[2], datatype="INT32", parameters={"binary_data_size": 8}),
     )
     request = made.decode(head + struct.pack("<4i", 1, 2, 3, 4), Encoding.JSON, len(head))
-    assert [array.tolist() for array in request.arrays] == [[5, 6], [3, 4], [1, 2]]
+    assert [joined([given]).tolist() for given in request.inputs] == [[5, 6], [3, 4], [1, 2]]
 
 
 def test_raw_request_is_the_only_inputs_bytes_and_asks_for_binary() -> None:
     request = codec().decode(struct.pack("<4d", 1, 2, 3, 4), Encoding.JSON, 0)
-    assert request.arrays[0].tolist() == [[1, 2], [3, 4]]
+    assert joined(request.inputs).tolist() == [[1, 2], [3, 4]]
     assert request.outputs == ((0, True),)
 
 
@@ -160,7 +161,7 @@ def test_integers_up_to_their_bounds(name: str) -> None:
     bounds = np.iinfo(NUMPY_DTYPES[name])
     made = codec(TensorSpec("x", name, (-1,)))
     request = decode(made, tensor([int(bounds.min), int(bounds.max)], shape=[2], datatype=name))
-    assert request.arrays[0].tolist() == [bounds.min, bounds.max]
+    assert joined(request.inputs).tolist() == [bounds.min, bounds.max]
     for beyond in (int(bounds.min) - 1, int(bounds.max) + 1):
         with pytest.raises(InvalidInput, match=rf"input 'x': expected {name} \(.*received {beyond} \(element 1\)"):
             decode(made, tensor([0, beyond], shape=[2], datatype=name))
@@ -168,7 +169,86 @@ def test_integers_up_to_their_bounds(name: str) -> None:
 
 def test_nan_and_infinity_travel_in_msgpack() -> None:
     document = msgpack.packb({"inputs": [tensor([float("nan"), float("inf")])]})
-    assert np.isnan(codec().decode(document, Encoding.MSGPACK).arrays[0][0, 0])
+    assert np.isnan(joined(codec().decode(document, Encoding.MSGPACK).inputs)[0, 0])
+
+
+# -- documents in a known form ----------------------------------------------------------------------------------
+SPECS = [TensorSpec("data", datatype, (-1, -1)) for datatype in ("FP64", "FP32", "UINT8", "BOOL", "BYTES")]
+SCALARS: dict[str, list[Any]] = {
+    "FP64": [1.5, 2],
+    "FP32": [1.5, 1e39],
+    "UINT8": [7, 300],
+    "BOOL": [True, False],
+    "BYTES": ["a", "]", '"data":[1]'],
+}
+TEMPLATES = [
+    '{"inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}]}',
+    ' {"inputs" : [ {"data" : [VALUES] , "datatype":"TYPE", "shape":[SHAPE], "name":"data"} ] }\n',
+    '{"unknown":{"data":[3]},"inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}]}',
+    '{"inputs":[{"data":[9],"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}]}',
+    '{"inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","parameters":{"a":"\\"data\\":[1]"},"data":[VALUES]}]}',
+    '{"id":"7","inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}]}',
+    '{"inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}],"outputs":[{"name":"y"}]}',
+    '{"inputs":[{"name":"data","shape":[SHAPE],"datatype":"TYPE","data":[VALUES]}],"parameters":{"timeout":5}}',
+]
+ODD_VALUES = [
+    "",
+    "1",
+    "1,2,3",
+    "[1,2]",
+    "NaN",
+    "null",
+    "-1,1",
+    '1,2],"shape":[1,2',
+    '1,2],"data":[3,4',
+    "1,2]}]}",
+    "1 2",
+    "1,",
+]
+
+
+def outcome(made: InferCodec, document: bytes) -> Any:
+    try:
+        request = made.decode(document, Encoding.JSON)
+    except (InvalidInput, Malformed) as error:
+        return type(error), str(error)
+    array = joined(request.inputs)
+    return array.dtype, array.shape, array.tolist(), request.outputs, request.id, request.timeout_us
+
+
+@given(
+    st.sampled_from(TEMPLATES),
+    st.sampled_from(SPECS),
+    st.data(),
+)
+@settings(deadline=None)
+def test_documents_in_a_known_form_are_read_like_any_other(template: str, spec: TensorSpec, data: Any) -> None:
+    made = codec(spec)
+
+    def document(values: str, shape: str = "1,2") -> bytes:
+        return template.replace("SHAPE", shape).replace("TYPE", spec.datatype).replace("VALUES", values).encode()
+
+    def listed() -> str:
+        values = data.draw(st.lists(st.sampled_from(SCALARS[spec.datatype]), min_size=1, max_size=3))
+        return json.dumps(values)[1:-1]
+
+    usual = json.dumps([SCALARS[spec.datatype][0]] * 2)[1:-1]
+    for _turn in range(2 * LEARN_EVERY):
+        made.decode(document(usual), Encoding.JSON)
+    assert template not in TEMPLATES[:2] or made.forms
+    for _turn in range(4):
+        values = data.draw(st.sampled_from(ODD_VALUES)) if data.draw(st.booleans()) else listed()
+        sent = document(values, data.draw(st.sampled_from(["1,2", "1,2", "2,1", "1", "0"])))
+        assert outcome(made, sent) == outcome(codec(spec), sent)
+
+
+def test_forms_are_learned_one_in_so_many_and_the_newest_are_kept() -> None:
+    made = codec(TensorSpec("x", "FP64", (-1, 2)))
+    for rows in range(1, FORMS_MAX + 3):
+        for turn in range(LEARN_EVERY):
+            assert len(made.forms) == min(rows - 1, FORMS_MAX)
+            decode(made, tensor([turn] * 2 * rows, shape=(rows, 2)))
+    assert [b"[%d, 2]" % rows in form.opening for rows, form in enumerate(made.forms, 3)] == [True] * FORMS_MAX
 
 
 # -- what is refused ------------------------------------------------------------------------------------------
