@@ -53,6 +53,7 @@ SIZES_MEMORY: Final = 0.99
 """How much of the sums behind rows per byte is kept at each answer: the last hundred or so requests count."""
 
 RETRY_AFTER_MAX_S: Final = 60
+_NOT_SERVED: Final = "it is not served here any more"
 _NS_PER_S: Final = 1_000_000_000
 
 
@@ -101,6 +102,15 @@ class CloseWorker(msgspec.Struct, frozen=True):
 
 
 Action = Send | Answer | Refuse | CloseWorker
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of a model version that no worker was there for."""
+
+    waiting: int
+    """Held now."""
+    so_far: int
+    """Held or refused since the front started."""
 
 
 @dataclass(slots=True)
@@ -188,6 +198,10 @@ class Pool:
 
     ready: int = 0
     """Workers that take requests."""
+    holds: bool = False
+    """Requests wait for a worker to come, rather than be refused, while there is none."""
+    without_worker: int = 0
+    """Requests that no worker was there for when they came, or when the last one went: each was held or refused."""
 
     def estimated_rows(self, size_bytes: int) -> int:
         """How many rows a body of so many bytes holds, going by those that were answered."""
@@ -218,6 +232,11 @@ class Pool:
             ):
                 best, best_rows = worker, rows
         return best, sent_rows
+
+    @property
+    def takes(self) -> bool:
+        """Whether requests are run, or held until they can be."""
+        return self.ready > 0 or self.holds
 
     @property
     def idle(self) -> bool:
@@ -273,24 +292,39 @@ class Dispatcher:
         )
         return f"<Dispatcher {pools or 'empty'}>"
 
-    def declare(self, key: PoolKey, limits: Limits, label: str = "") -> None:
+    def declare(self, key: PoolKey, limits: Limits, label: str = "", *, holds: bool = False) -> None:
         """Make a pool exist: its requests are refused as not ready, rather than unknown, while it has no worker.
 
-        `label`: what messages call it, if it is no model version's.
+        `label`: what messages call it, if it is no model version's. `holds`: its requests wait for a worker instead,
+        within `max_queue` and their deadlines; somebody starts one for them.
         """
         pool = self.pools.get(key)
         window_rows = AHEAD_BATCHES * limits.max_batch_rows
         if pool is None:
             label = label or f"model '{key[0]}' version {key[1]}"
-            self.pools[key] = Pool(key=key, limits=limits, window_rows=window_rows, label=label)
+            self.pools[key] = Pool(key=key, limits=limits, window_rows=window_rows, label=label, holds=holds)
         else:
-            pool.limits, pool.window_rows = limits, window_rows
+            pool.limits, pool.window_rows, pool.holds = limits, window_rows, holds
 
-    def keep_only(self, keys: Collection[PoolKey]) -> None:
-        """Drop every other pool, now or when its last worker is gone."""
+    def keep_only(self, keys: Collection[PoolKey]) -> list[Action]:
+        """Drop every other pool, now or when its last worker is gone. What such a pool holds is refused."""
         self._kept = frozenset(keys)
+        actions: list[Action] = []
         for pool in list(self.pools.values()):
+            if pool.key not in self._kept:
+                pool.holds = False
+                if not pool.workers:
+                    actions += self._refuse_queue(pool, _NOT_SERVED)
             self._drop_if_done(pool)
+        return actions
+
+    def demand(self) -> dict[PoolKey, Demand]:
+        """Of every pool that had requests while it had no worker."""
+        return {
+            key: Demand(waiting=0 if pool.ready else len(pool.queue), so_far=pool.without_worker)
+            for key, pool in self.pools.items()
+            if pool.without_worker
+        }
 
     def _drop_if_done(self, pool: Pool) -> None:
         if self._kept is not None and pool.key not in self._kept and not pool.workers:
@@ -306,16 +340,19 @@ class Dispatcher:
             return (Refuse(pending, ModelNotReady(f"model '{name}' version {version} is not served here any more")),)
         pending.rows = pool.estimated_rows(pending.size_bytes)
         if not pool.ready:
-            self.counters.not_ready += 1
-            return (Refuse(pending, ModelNotReady(f"{pool.label}: no worker is ready")),)
+            pool.without_worker += 1
+            if not pool.holds:
+                self.counters.not_ready += 1
+                return (Refuse(pending, ModelNotReady(f"{pool.label}: no worker is ready")),)
         remaining_ns = pending.deadline_ns - now_ns
         if remaining_ns <= 0:
             self.counters.expired += 1
             return (Refuse(pending, DeadlineExceeded("deadline passed before the request was queued")),)
         worker, sent_rows = pool.least_loaded(now_ns)
         wait_ns = pool.wait_ns(pending.rows, sent_rows)
-        # An idle model is always asked: only its answers can correct an estimate that is wrong by now.
-        if wait_ns > remaining_ns and not pool.idle:
+        # An idle model is always asked: only its answers can correct an estimate that is wrong by now. Of a worker that
+        # is still to come nothing is known.
+        if wait_ns > remaining_ns and pool.ready and not pool.idle:
             self.counters.would_be_late += 1
             return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
         if not pool.queue and (taker := pool.taker(worker, pending.rows)) is not None:
@@ -341,9 +378,12 @@ class Dispatcher:
         late = [pending for pending in self.pending.values() if pending.deadline_ns <= now_ns]
         actions: list[Action] = []
         for pending in late:
+            pool = self.pools[pending.pool]
             _, version = pending.pool
-            answerer = "the worker" if version else self.pools[pending.pool].label
-            where = "waiting in the queue" if pending.worker is None else f"waiting for {answerer}"
+            if pending.worker is not None:
+                where = f"waiting for {'the worker' if version else pool.label}"
+            else:
+                where = "waiting in the queue" if pool.ready else "no worker was ready"
             self._forget(pending.sequence)
             self.counters.expired += 1
             actions.append(Refuse(pending, DeadlineExceeded(f"deadline passed while {where}")))
@@ -366,7 +406,7 @@ class Dispatcher:
     def worker_leaving(self, worker: int) -> list[Action]:
         """A worker said goodbye: it gets nothing more, and its connection is closed after the last answer."""
         leaving = self.workers[worker]
-        self.pools[leaving.pool].ready -= not leaving.leaving
+        self._unready(self.pools[leaving.pool], leaving)
         leaving.leaving = True
         return self._closed_if_done(leaving)
 
@@ -379,7 +419,7 @@ class Dispatcher:
         lost = self.workers.pop(worker)
         pool = self.pools[lost.pool]
         del pool.workers[worker]
-        pool.ready -= not lost.leaving
+        self._unready(pool, lost)
         if not lost.leaving or lost.in_flight:
             self.counters.worker_deaths += 1
         suspects = _may_have_run(lost, pool.limits.max_batch_rows)
@@ -406,7 +446,9 @@ class Dispatcher:
         pool.queued_rows += sum(pending.rows for pending in again)
         if not pool.ready:
             pool.forget_cost()
-            actions.extend(self._refuse_queue(pool))
+            pool.without_worker += len(again)
+            if not pool.holds:
+                actions.extend(self._refuse_queue(pool, "its last worker is gone"))
         actions += self._feed(pool, now_ns)
         self._drop_if_done(pool)
         return actions
@@ -467,13 +509,20 @@ class Dispatcher:
             pool.queued_rows -= pending.rows
         return pending
 
-    def _refuse_queue(self, pool: Pool) -> list[Action]:
+    def _unready(self, pool: Pool, worker: Worker) -> None:
+        """A worker that took requests does so no more; what is queued may have nobody left."""
+        if not worker.leaving:
+            pool.ready -= 1
+            if not pool.ready:
+                pool.without_worker += len(pool.queue)
+
+    def _refuse_queue(self, pool: Pool, reason: str) -> list[Action]:
         refused: list[Action] = []
         while pool.queue:
             pending = pool.queue.popleft()
             del self.pending[pending.sequence]
             self.counters.not_ready += 1
-            refused.append(Refuse(pending, ModelNotReady(f"{pool.label}: its last worker is gone")))
+            refused.append(Refuse(pending, ModelNotReady(f"{pool.label}: {reason}")))
         pool.queued_rows = 0
         return refused
 

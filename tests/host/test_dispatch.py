@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -15,6 +16,7 @@ from host.dispatch import (
     Action,
     Answer,
     CloseWorker,
+    Demand,
     Dispatcher,
     Pending,
     Refuse,
@@ -37,10 +39,12 @@ WINDOW_ROWS = 2
 MS = 1_000_000
 
 
-def dispatcher(max_queue: int = 3, workers: int = 1, retry: bool = True, max_batch_rows: int = 1) -> Dispatcher:
+def dispatcher(
+    max_queue: int = 3, workers: int = 1, retry: bool = True, max_batch_rows: int = 1, holds: bool = False
+) -> Dispatcher:
     made = Dispatcher()
     limits = Limits(max_queue=max_queue, max_batch_rows=max_batch_rows, retry=retry)
-    made.declare(KEY, limits)
+    made.declare(KEY, limits, holds=holds)
     for worker in range(1, workers + 1):
         made.worker_joined(worker, KEY, limits, 0)
     return made
@@ -435,6 +439,120 @@ def test_repr_shows_what_an_engineer_asks_first() -> None:
     assert repr(made) == "<Dispatcher churn.v3: 1 ready, 1 queued, 2 in flight>"
 
 
+# -- a pool that holds its requests while it has no worker ----------------------------------------------------
+def join(made: Dispatcher, worker: int, now_ns: int = 0) -> list[Action]:
+    return made.worker_joined(worker, KEY, made.pools[KEY].limits, now_ns)
+
+
+def test_held_requests_run_in_order_when_a_worker_comes() -> None:
+    made = dispatcher(workers=0, holds=True)
+    assert made.demand() == {}
+    assert submit(made, 1, 2, 3) == []
+    assert made.demand() == {KEY: Demand(waiting=3, so_far=3)}
+    assert shown(join(made, 1)) == [("send", 1, 1), ("send", 2, 1)]
+    assert shown(answered(made, 1, 1)) == [("answer", 1), ("send", 3, 1)]
+    assert made.demand() == {KEY: Demand(waiting=0, so_far=3)}
+    assert made.counters.not_ready == 0
+
+
+@pytest.mark.parametrize("max_queue", [1, 2])
+def test_no_more_are_held_than_the_queue_takes(max_queue: int) -> None:
+    made = dispatcher(workers=0, holds=True, max_queue=max_queue)
+    assert submit(made, *range(1, max_queue + 1)) == []
+    refusal(submit(made, 99), QueueFull)
+    # That one is demand all the same.
+    assert made.demand() == {KEY: Demand(waiting=max_queue, so_far=max_queue + 1)}
+
+
+def test_held_request_expires_at_its_deadline() -> None:
+    made = dispatcher(workers=0, holds=True)
+    refusal(submit(made, 1, deadline_ns=100, now_ns=100), DeadlineExceeded)
+    assert submit(made, 2, deadline_ns=101, now_ns=100) == []
+    assert made.expire(100) == []
+    assert made.next_deadline_ns() == 101
+    error = refusal(made.expire(101), DeadlineExceeded)
+    assert str(error) == "deadline passed while no worker was ready"
+    assert made.demand() == {KEY: Demand(waiting=0, so_far=2)}
+    assert join(made, 1) == []
+
+
+def test_held_request_whose_client_went_is_never_sent() -> None:
+    made = dispatcher(workers=0, holds=True)
+    submit(made, 1)
+    made.cancel(1)
+    assert join(made, 1) == []
+
+
+def test_what_waits_is_held_when_the_last_worker_dies() -> None:
+    made = dispatcher(holds=True)
+    submit(made, 1, 2, 3)
+    assert made.worker_lost(1, 0) == []
+    assert made.demand() == {KEY: Demand(waiting=3, so_far=3)}
+    # The one that may have run goes alone; one that kills two workers is still the culprit.
+    assert shown(join(made, 2)) == [("alone", 1, 2), ("send", 2, 2)]
+    assert shown(made.worker_lost(2, 0)) == [(PoisonRequest, 1)]
+    assert shown(join(made, 3)) == [("send", 2, 3), ("send", 3, 3)]
+
+
+def test_what_waits_is_held_when_the_last_worker_leaves() -> None:
+    made = dispatcher(holds=True)
+    submit(made, 1, 2, 3)
+    made.worker_leaving(1)
+    submit(made, 4)
+    assert made.demand() == {KEY: Demand(waiting=2, so_far=2)}
+    answered(made, 1, 1)
+    assert shown(answered(made, 1, 2)) == [("answer", 2), ("close", 1)]
+    assert made.worker_lost(1, 0) == []
+    assert made.demand() == {KEY: Demand(waiting=2, so_far=2)}
+    assert shown(join(made, 2)) == [("send", 3, 2), ("send", 4, 2)]
+
+
+def test_nobody_is_refused_as_late_by_what_a_worker_that_left_took() -> None:
+    made = dispatcher(holds=True)
+    learn(made, batch_ns=1000 * MS)
+    submit(made, 1)
+    made.worker_leaving(1)
+    assert submit(made, 2, deadline_ns=MS) == []
+
+
+def test_what_is_held_is_refused_when_the_model_is_withdrawn() -> None:
+    made = dispatcher(workers=0, holds=True)
+    submit(made, 1)
+    assert made.keep_only([KEY]) == []
+    error = refusal(made.keep_only([]), ModelNotReady)
+    assert str(error) == "model 'churn' version 3: it is not served here any more"
+    assert made.pools == {} and made.pending == {}
+
+
+def test_a_withdrawn_models_last_worker_answers_and_nothing_is_held_after_it() -> None:
+    made = dispatcher(holds=True)
+    submit(made, 1, 2, 3)
+    assert made.keep_only([]) == []
+    assert shown(answered(made, 1, 1)) == [("answer", 1), ("send", 3, 1)]
+    assert shown(made.worker_lost(1, 0)) == [(ModelNotReady, 2), (ModelNotReady, 3)]
+    assert made.pools == {}
+
+
+def test_a_model_that_holds_nothing_counts_what_it_refuses() -> None:
+    made = dispatcher(workers=0)
+    refusal(submit(made, 1), ModelNotReady)
+    assert made.demand() == {KEY: Demand(waiting=0, so_far=1)}
+
+
+def test_a_model_may_begin_and_cease_to_hold() -> None:
+    made = dispatcher(workers=0)
+    limits = made.pools[KEY].limits
+    assert not made.pools[KEY].takes
+    made.declare(KEY, limits, holds=True)
+    assert made.pools[KEY].takes
+    assert submit(made, 1) == []
+    # What is held already goes on waiting.
+    made.declare(KEY, limits)
+    refusal(submit(made, 2), ModelNotReady)
+    assert shown(join(made, 1)) == [("send", 1, 1)]
+    assert made.pools[KEY].takes
+
+
 class DispatchMachine(RuleBasedStateMachine):
     """Any order of submits, answers, deaths, goodbyes, cancellations and deadlines."""
 
@@ -481,6 +599,10 @@ class DispatchMachine(RuleBasedStateMachine):
         deadline_ns = self.now_ns + timeout
         pending = Pending(sequence=self.sequence, pool=KEY, deadline_ns=deadline_ns, size_bytes=size_bytes)
         self.perform(list(self.made.submit(pending, self.now_ns)))
+
+    @rule(holds=st.booleans())
+    def is_declared_again(self, holds: bool) -> None:
+        self.made.declare(KEY, self.limits, holds=holds)
 
     @rule()
     def joins(self) -> None:
