@@ -96,10 +96,11 @@ class Service:
         self._guard = guard
 
     def took(self, ns: int) -> None:
-        """Learn what the last batch cost in all: reading, running and answering it.
+        """Count, and learn, what the last batch cost in all: reading, running and answering it.
 
-        Unless it was late as a whole, or failed and was run again in parts: that says nothing of the next one.
+        A batch that was late as a whole, or failed and was run again in parts, says nothing of the next one.
         """
+        self.statistics.busy_ns += ns
         if self._ran_rows:
             self._pace.learn(self._ran_rows, ns)
             self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
@@ -291,5 +292,6 @@ class Service:
 
     def statistics_answer(self, head: RequestHead) -> ResponseHead:
         """The answer to `Operation.STATISTICS`: this worker's `ModelStatistics` as JSON."""
+        self.statistics.at_ns = time.monotonic_ns()
         body = encode_document(self.statistics, Encoding.JSON)
         return ResponseHead(sequence=head.sequence, status=200, body=body)

@@ -40,3 +40,7 @@ class ModelStatistics(msgspec.Struct):
     execution_count: int = 0
     """Batches."""
     inference_stats: InferenceStatistics = msgspec.field(default_factory=InferenceStatistics)
+    busy_ns: int = 0
+    """Whole turns in which a batch ran: read, run, answered, or failed. The rest of the time it waited."""
+    at_ns: int = 0
+    """CLOCK_MONOTONIC, when this was asked: of two answers, what lies between is known to the batch."""

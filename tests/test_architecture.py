@@ -21,6 +21,7 @@ PURE = (
     "feature_io/values.py",
     "host/control/compare.py",
     "host/control/events.py",
+    "host/control/observe.py",
     "host/control/status.py",
     "host/dispatch.py",
     "host/front/documents.py",

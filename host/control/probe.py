@@ -1,18 +1,32 @@
-"""Which workers are ready: one connection to each worker's socket; a hello is ready, the end of it is not."""
+"""Which workers are ready, and what they have done: one connection to each worker's socket.
+
+A hello is ready, the end of the connection is not.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from host.control.observe import Reading, WorkerCounters
 from host.control.status import Readiness
 from host.links import Link, LinkDirectory
-from host.protocol.messages import Hello, Notice, ResponseHead
+from host.protocol.messages import Hello, Notice, Operation, RequestHead, ResponseHead
+
+logger = logging.getLogger("modelhost.control")
 
 _ANSWER_MAX_BYTES: Final = 1 << 20
-"""Control asks for nothing yet, so nothing large can come."""
+"""Control asks for a few counters, so nothing large can come."""
+
+_NS_PER_S: Final = 1_000_000_000
+_decode_counters = msgspec.json.Decoder(WorkerCounters).decode
 
 
 def _nothing(*_: object) -> None:
@@ -33,6 +47,11 @@ class WorkerProbe:
         self._changed = changed
         self._died = died
         self._by_link: dict[int, tuple[str, int]] = {}
+        self._links: dict[str, Link] = {}
+        """The newest link of every program that is ready."""
+        self._sequences = itertools.count(1)
+        self._asked: dict[tuple[int, int], asyncio.Future[bytes]] = {}
+        """By link and sequence: no worker answers for another."""
         self.readiness: dict[str, Readiness] = {}
         self.unready: dict[str, str] = {}
         """Models whose features cannot be read, as `churn.v3`, and why."""
@@ -47,9 +66,46 @@ class WorkerProbe:
         """Wait until all that are ready as the watch begins have said so, but not longer than this."""
         await self._directory.first_joined(limit_s)
 
+    async def read(self, programs: Iterable[str], timeout_s: float) -> dict[str, Reading]:
+        """Ask these programs' workers for their counters, all at once; those that are not ready are left out.
+
+        A worker answers between two batches: one that does not within `timeout_s` has no counters in its reading.
+        """
+        asked = {program: self._links[program] for program in programs if program in self._links}
+        readings = await asyncio.gather(*(self._read(link, timeout_s) for link in asked.values()))
+        return {
+            program: reading
+            for (program, link), reading in zip(asked.items(), readings, strict=True)
+            if link.identity in self._by_link  # else it ended meanwhile, and how busy it was is nobody's concern
+        }
+
+    async def _read(self, link: Link, timeout_s: float) -> Reading:
+        _, pid = self._by_link[link.identity]
+        sequence = next(self._sequences)
+        now_ns = time.monotonic_ns()
+        head = RequestHead(
+            sequence=sequence,
+            operation=Operation.STATISTICS,
+            received_ns=now_ns,
+            deadline_ns=now_ns + int(timeout_s * _NS_PER_S),
+        )
+        answer = self._asked[link.identity, sequence] = asyncio.get_running_loop().create_future()
+        link.send(head)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return Reading(pid=pid, counters=_decode_counters(await answer))
+        except (TimeoutError, EOFError):
+            return Reading(pid=pid)
+        except msgspec.DecodeError as error:
+            logger.warning("%s: expected its counters, received something else: %s", link.program, error)
+            return Reading(pid=pid)
+        finally:
+            del self._asked[link.identity, sequence]
+
     def joined(self, link: Link, hello: Hello) -> None:
         """A worker said hello."""
         self._by_link[link.identity] = (link.program, hello.pid)
+        self._links[link.program] = link
         self.last_ready_pid[link.program] = hello.pid
         self.readiness[link.program] = Readiness(ready=True, pid=hello.pid, since=time.time())
         self._changed()
@@ -67,7 +123,10 @@ class WorkerProbe:
             self._died(program, pid)
 
     def answered(self, link: Link, head: ResponseHead, body: bytes) -> None:
-        """Drop an answer: nothing was asked."""
+        """Give an answer to whoever waits for it; one that comes too late is dropped."""
+        waiting = self._asked.get((link.identity, head.sequence))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(body)
 
     def noticed(self, link: Link, notice: Notice) -> None:
         """Remember what the feature service says of models whose features cannot be read."""
@@ -76,6 +135,11 @@ class WorkerProbe:
 
     def _gone(self, link: Link) -> None:
         program, pid = self._by_link.pop(link.identity, ("", 0))
+        if self._links.get(program) is link:
+            del self._links[program]
+        for (identity, _), answer in self._asked.items():
+            if identity == link.identity and not answer.done():
+                answer.set_exception(EOFError())
         # The slot's next process may have said hello on its own socket before the end of this one is seen.
         if program and self.readiness[program].pid == pid:
             self.readiness[program] = Readiness(ready=False, pid=0, since=time.time())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -211,6 +212,18 @@ def test_statistics_count_rows_batches_and_failures() -> None:
     assert (counted.inference_count, counted.execution_count) == (3, 1)
     assert (counted.inference_stats.success.count, counted.inference_stats.fail.count) == (2, 1)
     assert counted.inference_stats.queue.ns == 20
+
+
+def test_busy_time_counts_batches_that_failed_too() -> None:
+    made = service()
+    for value, took_ns in ((1, 300), (666, 500)):
+        made.run([call(made, [[value, 2]])], now_ns=10, backlog_rows=0)
+        made.took(took_ns)
+    before_ns = time.monotonic_ns()
+    head = RequestHead(sequence=4, operation=Operation.STATISTICS, received_ns=0, deadline_ns=1)
+    document = msgspec.json.decode(made.statistics_answer(head).body)
+    assert document["busy_ns"] == 800
+    assert before_ns <= document["at_ns"] <= time.monotonic_ns()
 
 
 # -- golden cases and warm-up ---------------------------------------------------------------------------

@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from host.control.observe import Reading, WorkerCounters
 from host.control.probe import WorkerProbe
-from host.protocol.frames import Kind, encode_frame
-from host.protocol.messages import Hello, Limits, hello_frame
+from host.protocol.frames import FrameDecoder, Kind, encode_frame
+from host.protocol.messages import (
+    Hello,
+    Limits,
+    Operation,
+    RequestHead,
+    ResponseHead,
+    hello_frame,
+    read_requests,
+    response_frames,
+)
 from host.protocol.types import Signature
 
 
@@ -29,6 +39,10 @@ def hello(pid: int) -> bytes:
     )
 
 
+def answer(head: RequestHead, body: bytes) -> bytes:
+    return response_frames([ResponseHead(sequence=head.sequence, status=200, body=body)])
+
+
 class FakeWorker:
     """Listens as a worker does and says what it is told to."""
 
@@ -36,6 +50,8 @@ class FakeWorker:
         self._path = path
         self._first = first
         self._writers: list[asyncio.StreamWriter] = []
+        self._decoder = FrameDecoder(0)
+        self.asked: asyncio.Queue[RequestHead] = asyncio.Queue()
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -50,13 +66,22 @@ class FakeWorker:
         self._writers.append(writer)
         self.connected.set()
         writer.write(self._first)
-        await reader.read()
+        while data := await reader.read(65536):
+            for frame in self._decoder.feed(data):
+                for head in read_requests(frame):
+                    self.asked.put_nowait(head)
         writer.close()
         self.closed.set()
 
     def say(self, data: bytes) -> None:
         for writer in self._writers:
             writer.write(data)
+
+    async def answer(self, body: bytes) -> None:
+        """Wait for a question and answer it."""
+        head = await self.asked.get()
+        assert head.operation is Operation.STATISTICS
+        self.say(answer(head, body))
 
     async def die(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -143,3 +168,76 @@ async def test_a_socket_that_says_nothing_is_not_ready(watched: Watched) -> None
     assert "a.v1:0" not in watched.probe.readiness
     await silent.die()
     await talking.die()
+
+
+# -- counters -----------------------------------------------------------------------------------------------------
+LONG_S = 5.0
+SHORT_S = 0.05
+
+
+async def start(watched: Watched, slot: int, pid: int) -> FakeWorker:
+    worker = FakeWorker(watched.directory / "a.v1" / f"{slot}.sock", hello(pid))
+    await worker.start()
+    await watched.until(f"a.v1:{slot}", True, pid)
+    return worker
+
+
+async def test_workers_are_asked_for_their_counters_all_at_once(watched: Watched) -> None:
+    first, second = await start(watched, 0, 5), await start(watched, 1, 6)
+    programs = ["a.v1:0", "a.v1:1", "a.v1:2"]
+    asking = asyncio.create_task(watched.probe.read(programs, LONG_S))
+    # Not in the order in which they were asked.
+    await second.answer(b'{"busy_ns": 2, "at_ns": 8}')
+    await first.answer(b'{"busy_ns": 1, "at_ns": 7, "name": "a"}')
+    assert await asking == {
+        "a.v1:0": Reading(pid=5, counters=WorkerCounters(busy_ns=1, at_ns=7)),
+        "a.v1:1": Reading(pid=6, counters=WorkerCounters(busy_ns=2, at_ns=8)),
+    }
+    assert await watched.probe.read(["b.v1:0"], LONG_S) == {}
+    await first.die()
+    await second.die()
+
+
+async def test_a_worker_that_does_not_answer_in_time_has_no_counters(watched: Watched) -> None:
+    worker = await start(watched, 0, 5)
+    assert await watched.probe.read(["a.v1:0"], SHORT_S) == {"a.v1:0": Reading(pid=5)}
+    # Its late answer is dropped, and not taken for that of the next question.
+    await worker.answer(b'{"busy_ns": 1, "at_ns": 1}')
+    asking = asyncio.create_task(watched.probe.read(["a.v1:0"], LONG_S))
+    await worker.answer(b'{"busy_ns": 2, "at_ns": 2}')
+    assert (await asking)["a.v1:0"].counters == WorkerCounters(busy_ns=2, at_ns=2)
+    await worker.die()
+
+
+async def test_a_worker_that_answers_something_else_has_no_counters(watched: Watched) -> None:
+    worker = await start(watched, 0, 5)
+    for body in (b"", b"[]", b'{"busy_ns": -1, "at_ns": 1}', b'{"busy_ns": "many"}'):
+        asking = asyncio.create_task(watched.probe.read(["a.v1:0"], LONG_S))
+        await worker.answer(body)
+        assert await asking == {"a.v1:0": Reading(pid=5)}
+    await worker.die()
+
+
+async def test_no_worker_answers_for_another(watched: Watched) -> None:
+    first, second = await start(watched, 0, 5), await start(watched, 1, 6)
+    asking = asyncio.create_task(watched.probe.read(["a.v1:0"], LONG_S))
+    head = await first.asked.get()
+    second.say(answer(head, b'{"busy_ns": 9, "at_ns": 9}'))
+    # An answer of its own comes after the forged one on its connection.
+    other = asyncio.create_task(watched.probe.read(["a.v1:1"], LONG_S))
+    await second.answer(b'{"busy_ns": 2, "at_ns": 2}')
+    await other
+    assert not asking.done()
+    first.say(answer(head, b'{"busy_ns": 1, "at_ns": 1}'))
+    assert (await asking)["a.v1:0"].counters == WorkerCounters(busy_ns=1, at_ns=1)
+    await first.die()
+    await second.die()
+
+
+async def test_a_worker_that_dies_while_it_is_asked_is_left_out(watched: Watched) -> None:
+    worker = await start(watched, 0, 5)
+    asking = asyncio.create_task(watched.probe.read(["a.v1:0"], LONG_S))
+    await worker.asked.get()
+    await worker.die()
+    async with asyncio.timeout(LONG_S / 2):
+        assert await asking == {}
