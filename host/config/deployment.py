@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -31,7 +31,10 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     processes: int
-    """How many should run."""
+    """How many should run; of a scaled model, to begin with."""
+    min_processes: int = 0
+    max_processes: int = 0
+    """Bounds of how many run as the load asks for; both 0: always `processes`."""
     slots: int = 0
     """How many supervisord is told of; 0: as many as processes."""
     package: str
@@ -52,9 +55,14 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
         return group_name(self.name, self.version)
 
     @property
+    def autoscaled(self) -> bool:
+        """Whether the load says how many run."""
+        return self.max_processes > 0
+
+    @property
     def declared(self) -> int:
         """Slots that supervisord knows, whether they run or not."""
-        return max(self.slots, self.processes)
+        return max(self.slots, self.processes, self.max_processes)
 
     def programs(self) -> list[str]:
         """The names of the processes that should run: `churn.v3:0`."""
@@ -120,6 +128,7 @@ def load_deployment(
     if not problems:
         for _, package, directory in chosen:
             problems += feature_problems(str(directory / MODEL_FILE), package.signature, features)
+    scales = [_scale(entry, package, problems) for entry, package, _ in chosen]
     defaults = _defaults([(entry, package) for entry, package, _ in chosen], problems)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -128,8 +137,10 @@ def load_deployment(
             DeployedModel(
                 name=package.name,
                 version=package.version,
-                processes=entry.processes or max(1, package.scale.min_processes),
-                slots=entry.max_processes or (0 if entry.processes else package.scale.max_processes),
+                processes=scale.processes,
+                min_processes=scale.min_processes,
+                max_processes=scale.max_processes,
+                slots=scale.slots,
                 package=str(directory.absolute()),
                 platform=package.platform,
                 signature=package.signature,
@@ -139,7 +150,9 @@ def load_deployment(
                 python=python,
                 default=default,
             )
-            for (entry, package, directory), python, default in zip(chosen, pythons, defaults, strict=True)
+            for (entry, package, directory), python, default, scale in zip(
+                chosen, pythons, defaults, scales, strict=True
+            )
         ),
         features,
     )
@@ -150,7 +163,7 @@ def socket_path_problems(deployment: Deployment, run_dir: Path) -> list[str]:
     paths = RunDirectory(run_dir)
     bound = [paths.supervisor_socket.with_name(f"{paths.supervisor_socket.name}.{'9' * _PID_DIGITS}")]
     for model in deployment.models:
-        socket = paths.worker_socket(group_name(model.name, model.version), model.processes - 1)
+        socket = paths.worker_socket(group_name(model.name, model.version), model.declared - 1)
         bound.append(socket.with_name(f".{socket.name}.new"))
     excess, longest = max((len(os.fsencode(path)) - SOCKET_PATH_MAX_BYTES, path) for path in bound)
     if excess <= 0:
@@ -228,6 +241,27 @@ def _resources(entry: Entry, package: Resources) -> Resources:
         cpus=entry.cpus or package.cpus,
         threads=entry.threads or package.threads,
     )
+
+
+class _Scale(NamedTuple):
+    processes: int
+    min_processes: int = 0
+    max_processes: int = 0
+    slots: int = 0
+
+
+def _scale(entry: Entry, package: Package, problems: list[str]) -> _Scale:
+    """A fixed number, or bounds: what the deployment says of either, else the package's."""
+    own = package.scale
+    if entry.processes or (entry.min_processes is None and own.min_processes == own.max_processes):
+        return _Scale(processes=entry.processes or own.min_processes, slots=entry.max_processes or 0)
+    least = own.min_processes if entry.min_processes is None else entry.min_processes
+    most = entry.max_processes or own.max_processes
+    if least > most:
+        least_key = "min_processes" if entry.min_processes is not None else "the package's min"
+        most_key = "max_processes" if entry.max_processes else "the package's max"
+        problems.append(f"{entry.where}: expected {least_key} of at most {most_key} ({most}), received {least}")
+    return _Scale(processes=least, min_processes=least, max_processes=most)
 
 
 def _package_directory(repository: Path, entry: Entry) -> Path:

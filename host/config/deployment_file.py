@@ -25,6 +25,7 @@ class Entry:
     name: str
     version: str | None = None
     processes: int | None = None
+    min_processes: int | None = None
     max_processes: int | None = None
     default: bool | None = None
     memory_bytes: int | None = None
@@ -48,20 +49,23 @@ def read_entries(path: Path, problems: list[str]) -> list[Entry]:
 
 
 def _entry(where: str, table: TableReader) -> Entry:
-    def integer(key: str, maximum: int) -> int | None:
-        return table.integer(key, minimum=1, maximum=maximum) if table.has(key) else table.take(key)
+    def integer(key: str, maximum: int, minimum: int = 1) -> int | None:
+        return table.integer(key, minimum=minimum, maximum=maximum) if table.has(key) else table.take(key)
 
     entry = Entry(
         where=where,
         name=table.text("name"),
         version=table.optional_text("version"),
         processes=integer("processes", PROCESSES_MAX),
+        min_processes=integer("min_processes", PROCESSES_MAX, minimum=0),
         max_processes=integer("max_processes", PROCESSES_MAX),
         default=table.boolean("default", default=False) if table.has("default") else table.take("default"),
         memory_bytes=table.size_bytes("memory", default="") if table.has("memory") else table.take("memory"),
         cpus=read_cpus(table),
         threads=integer("threads", THREADS_MAX),
     )
+    if entry.processes is not None and entry.min_processes is not None:
+        table.problem("processes", "either processes, or min_processes and max_processes")
     if entry.processes and entry.max_processes and entry.processes > entry.max_processes:
         table.problem("processes", f"at most max_processes ({entry.max_processes})", entry.processes)
     return entry

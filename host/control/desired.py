@@ -168,7 +168,7 @@ def _model_differences(was: dict[str, DeployedModel], becomes: dict[str, Deploye
         for version in fresh:
             model = becomes[version]
             default = "" if model.default else ", not the default"
-            yield f"version {version} added ({model.processes} processes, {_mib(model)} each{default})"
+            yield f"version {version} added ({_processes(model)} processes, {_mib(model)} each{default})"
     for version in was:
         if version in becomes:
             prefix = f"version {version} " if len(becomes) > 1 else ""
@@ -176,9 +176,11 @@ def _model_differences(was: dict[str, DeployedModel], becomes: dict[str, Deploye
 
 
 def _version_differences(was: DeployedModel, becomes: DeployedModel) -> Iterator[str]:
-    if was.processes != becomes.processes:
-        yield f"processes {was.processes} -> {becomes.processes}"
-    if was.declared != becomes.declared and (was.declared, becomes.declared) != (was.processes, becomes.processes):
+    scaled = was.autoscaled or becomes.autoscaled
+    if _processes(was) != _processes(becomes):
+        yield f"processes {_processes(was)} -> {_processes(becomes)}"
+    declared = (was.declared, becomes.declared)
+    if not scaled and was.declared != becomes.declared and declared != (was.processes, becomes.processes):
         yield f"max_processes {was.declared} -> {becomes.declared}"
     old_bytes, new_bytes = was.resources.memory_bytes, becomes.resources.memory_bytes
     if old_bytes != new_bytes:
@@ -215,14 +217,22 @@ def _by_name(deployment: Deployment) -> dict[str, dict[str, DeployedModel]]:
     return models
 
 
+def _processes(model: DeployedModel) -> str:
+    return f"{model.min_processes} to {model.max_processes}" if model.autoscaled else str(model.processes)
+
+
 def _mib(model: DeployedModel) -> str:
     return f"{model.resources.memory_bytes / _MIB:,.0f} MiB"
 
 
 def _entry_of(model: DeployedModel, models: Sequence[DeployedModel]) -> dict[str, object]:
-    entry: dict[str, object] = {"name": model.name, "version": model.version, "processes": model.processes}
-    if model.declared > model.processes:
-        entry["max_processes"] = model.declared
+    entry: dict[str, object] = {"name": model.name, "version": model.version}
+    if model.autoscaled:
+        entry |= {"min_processes": model.min_processes, "max_processes": model.max_processes}
+    else:
+        entry["processes"] = model.processes
+        if model.declared > model.processes:
+            entry["max_processes"] = model.declared
     if sum(other.name == model.name for other in models) > 1:
         entry["default"] = model.default
     return entry

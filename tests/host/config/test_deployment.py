@@ -72,7 +72,7 @@ def test_the_highest_version_of_every_model(repository: Path) -> None:
     assert running(load_deployment(repository, None, ENVIRONMENTS)) == [
         ("a", "1", 3, True),
         ("b", "10", 1, True),
-        ("c", "1", 1, True),
+        ("c", "1", 0, True),
     ]
 
 
@@ -120,6 +120,70 @@ def test_processes_at_their_limits(repository: Path, count: int, good: bool) -> 
         assert load_deployment(repository, file, ENVIRONMENTS).models[0].processes == count
     else:
         assert "processes: expected a whole number >= 1 and <= 256" in problems_of(repository, file)[0]
+
+
+FIXED, BOUNDS = "[scale]\nprocesses = 2\n", "[scale]\nmin = 1\nmax = 3\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "entry", "scale"),
+    [
+        ("", "", (1, 0, 0, 1)),
+        (FIXED, "", (2, 0, 0, 2)),
+        (FIXED, "processes = 4", (4, 0, 0, 4)),
+        (FIXED, "max_processes = 4", (2, 0, 0, 4)),
+        (FIXED, "processes = 3\nmax_processes = 4", (3, 0, 0, 4)),
+        (FIXED, "min_processes = 1", (1, 1, 2, 2)),
+        (FIXED, "min_processes = 0\nmax_processes = 9", (0, 0, 9, 9)),
+        (FIXED, "min_processes = 256\nmax_processes = 256", (256, 256, 256, 256)),
+        (BOUNDS, "", (1, 1, 3, 3)),
+        (BOUNDS, "processes = 5", (5, 0, 0, 5)),
+        (BOUNDS, "max_processes = 2", (1, 1, 2, 2)),
+        (BOUNDS, "min_processes = 0", (0, 0, 3, 3)),
+        (BOUNDS, "min_processes = 3", (3, 3, 3, 3)),
+        ("[scale]\nmin = 0\n", "", (0, 0, 1, 1)),
+    ],
+)
+def test_how_many_processes_run(repository: Path, package: str, entry: str, scale: tuple[int, int, int, int]) -> None:
+    make(repository, "a", "1", package)
+    file = said(repository, f'[[models]]\nname = "a"\n{entry}\n')
+    (model,) = load_deployment(repository, file, ENVIRONMENTS).models
+    assert (model.processes, model.min_processes, model.max_processes, model.declared) == scale
+    assert model.autoscaled == (model.max_processes > 0)
+    if not entry:
+        assert load_deployment(repository, None, ENVIRONMENTS).models == (model,)
+
+
+@pytest.mark.parametrize(
+    ("package", "entry", "problem"),
+    [
+        (
+            FIXED,
+            "processes = 1\nmin_processes = 0",
+            "processes: expected either processes, or min_processes and max_processes",
+        ),
+        (FIXED, "min_processes = 3", "expected min_processes of at most the package's max (2), received 3"),
+        (
+            FIXED,
+            "min_processes = 3\nmax_processes = 2",
+            "expected min_processes of at most max_processes (2), received 3",
+        ),
+        (
+            "[scale]\nmin = 2\nmax = 3\n",
+            "max_processes = 1",
+            "expected the package's min of at most max_processes (1), received 2",
+        ),
+        (FIXED, "min_processes = -1", "min_processes: expected a whole number >= 0 and <= 256, received -1"),
+        (FIXED, "min_processes = 257", "min_processes: expected a whole number >= 0 and <= 256, received 257"),
+        (FIXED, "min_processes = 0\nmax_processes = 0", "max_processes: expected a whole number >= 1 and <= 256"),
+    ],
+)
+def test_bounds_that_are_none(repository: Path, package: str, entry: str, problem: str) -> None:
+    make(repository, "a", "1", package)
+    file = said(repository, f'[[models]]\nname = "a"\n{entry}\n')
+    found = problems_of(repository, file)
+    assert found[0].startswith(f"{file}: models[0]")
+    assert problem in found[0]
 
 
 def test_every_problem_of_every_package_is_said(repository: Path) -> None:

@@ -36,6 +36,11 @@ def test_an_entry_says_only_what_it_has_to(tmp_path: Path) -> None:
     assert read(tmp_path, '[[models]]\nname = "churn"') == ([entry(tmp_path, name="churn")], [])
 
 
+def test_bounds_are_read(tmp_path: Path) -> None:
+    text = '[[models]]\nname = "churn"\nmin_processes = 0\nmax_processes = 4'
+    assert read(tmp_path, text) == ([entry(tmp_path, name="churn", min_processes=0, max_processes=4)], [])
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = """
     [[models]]
@@ -96,8 +101,8 @@ def test_entries_keep_their_order_and_know_their_place(tmp_path: Path) -> None:
         ("threads = 257", "models[0].threads: expected a whole number >= 1 and <= 256, received 257"),
         (
             "process = 2",
-            "models[0].process: unknown key; expected one of name, version, processes, max_processes, default, "
-            "memory, cpus, threads",
+            "models[0].process: unknown key; expected one of name, version, processes, min_processes, max_processes, "
+            "default, memory, cpus, threads",
         ),
     ],
 )

@@ -66,6 +66,16 @@ def test_another_maximum_is_named() -> None:
     assert lines([four], [replace(four, processes=3)]) == ["churn: processes 2 -> 3"]
 
 
+def test_bounds_of_a_scaled_model_are_named() -> None:
+    scaled = replace(MODEL, processes=1, min_processes=1, max_processes=4)
+    assert lines([MODEL], [scaled]) == ["churn: processes 2 -> 1 to 4"]
+    assert lines([scaled], [replace(scaled, max_processes=6)]) == ["churn: processes 1 to 4 -> 1 to 6"]
+    assert lines([scaled], [replace(scaled, processes=0, min_processes=0)]) == ["churn: processes 1 to 4 -> 0 to 4"]
+    assert lines([scaled], [MODEL]) == ["churn: processes 1 to 4 -> 2"]
+    assert lines([], [scaled]) == ["churn: version 3 added (1 to 4 processes, 512 MiB each)"]
+    assert _entry_of(scaled, [scaled]) == {"name": "churn", "version": "3", "min_processes": 1, "max_processes": 4}
+
+
 def test_a_maximum_that_was_not_there_is_named() -> None:
     """Else `apply` says that nothing changes, and the host keeps what it had."""
     assert lines([MODEL], [replace(MODEL, slots=4)]) != []
