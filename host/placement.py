@@ -212,6 +212,11 @@ def _cpu_problems(topology: Topology, demands: Iterable[Demand]) -> Iterable[str
             yield f"{demand.name}: cpus: expected 1 to {len(have)}, which the host has, received {demand.cpus}"
 
 
+def limits_bytes(demands: Iterable[Demand]) -> int:
+    """The memory limits of all, added up: more than the host's memory cannot be placed."""
+    return sum(demand.memory_bytes for demand in demands)
+
+
 def _memory_problems(topology: Topology, demands: Iterable[Demand]) -> Iterable[str]:
     limits = Counter((demand.name.partition(":")[0], demand.memory_bytes) for demand in demands if demand.memory_bytes)
     total = sum(size * count for (_, size), count in limits.items())

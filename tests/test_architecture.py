@@ -19,6 +19,8 @@ PURE = (
     "feature_io/stores/cql.py",
     "feature_io/stores/sql.py",
     "feature_io/values.py",
+    "host/control/autoscale.py",
+    "host/control/capacity.py",
     "host/control/compare.py",
     "host/control/events.py",
     "host/control/observe.py",
