@@ -95,6 +95,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     """Programs that control started and has not stopped: one that is stopped all the same is an operator's."""
     failed: dict[str, Failure] = {}
     """By group; forgotten with the next change of the desired state."""
+    scaled: dict[str, int] = {}
+    """How many processes the load asks for, by group of a scaled model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +167,36 @@ def begin(memory: Memory, desired: Deployment, routed: Deployment, actual: Actua
     )
     unrouted = _without(memory.unrouted, (model.group for model in routed.models))
     if memory.generation != desired.generation:
-        return Memory(generation=desired.generation, known=memory.known, unrouted=unrouted, started=alive)
+        return Memory(
+            generation=desired.generation,
+            known=memory.known,
+            unrouted=unrouted,
+            started=alive,
+            scaled=memory.scaled,
+        )
     return msgspec.structs.replace(memory, unrouted=unrouted, started=memory.started | alive)
+
+
+def with_scale(desired: Deployment, routed: Deployment, scaled: Mapping[str, int]) -> Deployment:
+    """What should run, with as many processes of scaled models as their load asks for.
+
+    A new version begins with as many as the one that it replaces has, and with one at least, to prove itself.
+    """
+    groups = {model.group for model in routed.models}
+    most: dict[str, int] = {}
+    for model in routed.models:
+        most[model.name] = max(most.get(model.name, 0), scaled.get(model.group, 0))
+
+    def processes(model: DeployedModel) -> int:
+        if not model.autoscaled:
+            return model.processes
+        number = scaled.get(model.group)
+        if number is None:
+            number = max(model.processes, most.get(model.name, 0))
+        return min(max(number, model.min_processes, 0 if model.group in groups else 1), model.max_processes)
+
+    models = (msgspec.structs.replace(model, processes=processes(model)) for model in desired.models)
+    return msgspec.structs.replace(desired, models=tuple(models))
 
 
 def decide(
@@ -209,7 +239,8 @@ def noted(memory: Memory, action: Action, routed: Deployment, now: float) -> Mem
         case Declare(model):
             is_routed = any(one.group == model.group for one in routed.models)
             begun = memory.begun if is_routed else {model.group: now} | memory.begun
-            return replace(memory, known=memory.known | {model.group: model}, begun=begun)
+            scaled = {model.group: model.processes} | memory.scaled if model.autoscaled else memory.scaled
+            return replace(memory, known=memory.known | {model.group: model}, begun=begun, scaled=scaled)
         case Start(program):
             return replace(memory, started=memory.started | {program})
         case Stop(program):
@@ -230,6 +261,7 @@ def noted(memory: Memory, action: Action, routed: Deployment, now: float) -> Mem
                 known=_without(memory.known, {group}),
                 begun=_without(memory.begun, {group}),
                 unrouted=_without(memory.unrouted, {group}),
+                scaled=_without(memory.scaled, {group}),
                 started=frozenset(one for one in memory.started if one.partition(":")[0] != group),
             )
 

@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-from host.config.deployment import Deployment, read_deployment, write_deployment
+from host.config.deployment import DeployedModel, Deployment, read_deployment, write_deployment
+from host.config.features import Features
 from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory, group_name
 from host.config.watch import replacements
@@ -35,8 +36,10 @@ from host.control.reconcile import (
     begin,
     decide,
     noted,
+    with_scale,
 )
 from host.control.status import Readiness
+from host.dispatch import Demand
 from host.front.state import FrontState
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState
@@ -96,15 +99,42 @@ class Reconciler:
         self._gone = gone
         self._clock = clock
         self._changed = asyncio.Event()
-        self.memory = _read_memory(run_dir, self.routed())
+        self._routed = self.routed()
+        self.memory = _read_memory(run_dir, self._routed)
 
     def desired(self) -> Deployment:
-        """What should run. Raises `ConfigError`."""
-        return read_deployment(self._run_dir.deployment)
+        """What should run, by the load of scaled models. Raises `ConfigError`."""
+        return with_scale(read_deployment(self._run_dir.deployment), self.routed(), self.memory.scaled)
 
     def routed(self) -> Deployment:
         """What the fronts serve. Raises `ConfigError`."""
         return read_deployment(self._run_dir.routing)
+
+    @property
+    def served(self) -> tuple[DeployedModel, ...]:
+        """What the fronts serve, as of the last look."""
+        return self._routed.models
+
+    @property
+    def features(self) -> Features:
+        """The host's features."""
+        return self._routed.features
+
+    @property
+    def known(self) -> list[DeployedModel]:
+        """Every version that has processes or should have."""
+        return models_of(self.memory.known)
+
+    def scale(self, numbers: Mapping[str, int]) -> None:
+        """Have so many processes of scaled models run, by group."""
+        self._remember(msgspec.structs.replace(self.memory, scaled=self.memory.scaled | dict(numbers)))
+        self.notice()
+
+    async def front_demands(self) -> dict[int, Mapping[str, Demand]]:
+        """What each front that runs says of requests that no worker was there for, by its pid. Raises `HostError`."""
+        running = [one for one in await self._supervisor.processes() if one.group == "front" and one.pid]
+        states = await asyncio.gather(*(self._front_state(int(one.name)) for one in running))
+        return {state.pid: state.demand for state in states if state is not None}
 
     def notice(self) -> None:
         """Something happened: look soon."""
@@ -145,7 +175,8 @@ class Reconciler:
         return LOOK_SETTLED_S if settled else LOOK_PENDING_S
 
     async def _look(self) -> Look:
-        desired, routed = self.desired(), self.routed()
+        desired = self.desired()
+        routed = self._routed = self.routed()
         processes = await self._supervisor.processes()
         await self._ledger.learn()
         slots: dict[str, dict[int, SlotActual]] = {}
@@ -174,39 +205,44 @@ class Reconciler:
         return list(await asyncio.gather(*(self._front(int(one.name)) for one in running)))
 
     async def _front(self, index: int) -> FrontActual:
-        try:
-            answer = await get(self._run_dir.front_socket(index), "/state", FRONT_ANSWER_S)
-            state = msgspec.json.decode(answer, type=FrontState)
-        except (HostError, msgspec.DecodeError) as error:
-            logger.warning("front:%d does not say what it serves: %s", index, error)
+        state = await self._front_state(index)
+        if state is None:
             return FrontActual(generation=None)
         return FrontActual(generation=state.generation, calls=state.calls)
+
+    async def _front_state(self, index: int) -> FrontState | None:
+        """None: it does not answer."""
+        try:
+            answer = await get(self._run_dir.front_socket(index), "/state", FRONT_ANSWER_S)
+            return msgspec.json.decode(answer, type=FrontState)
+        except (HostError, msgspec.DecodeError) as error:
+            logger.warning("front:%d does not say what it serves: %s", index, error)
+            return None
 
     # -- acting -------------------------------------------------------------------------------------------
     async def _act(self, action: Action, look: Look) -> None:
         """Carry one action out. What is remembered is written first where forgetting it would lose something."""
-        memory = noted(self.memory, action, look.routed, self._clock())
         logger.info("%s", _words(action))
         match action:
             case Declare(model):
-                self._remember(memory)
+                self._note(action, look)
                 await self._declare(model.group, look)
             case Start(program):
                 await self._groups.start(program)
-                self._remember(memory)
+                self._note(action, look)
             case Stop(program):
-                self._remember(memory)
+                self._note(action, look)
                 await self._groups.stop(program)
             case Route(routing):
-                self._remember(memory)
+                self._note(action, look)
                 write_deployment(self._run_dir.routing, routing)
             case Fail(_, _):
-                self._remember(memory)
+                self._note(action, look)
             case Remove(group):
                 left = models_of(self.memory.known, without=[group])
                 await self._groups.remove(group, left, look.routed.features)
                 self._gone(group)
-                self._remember(memory)
+                self._note(action, look)
 
     async def _declare(self, group: str, look: Look) -> None:
         """A version that cannot be prepared is given up, unless it is served."""
@@ -216,7 +252,10 @@ class Reconciler:
             if any(model.group == group for model in look.routed.models):
                 raise
             failure = Failure(at=self._clock(), reason=str(error))
-            self._remember(noted(self.memory, Fail(group, failure), look.routed, self._clock()))
+            self._note(Fail(group, failure), look)
+
+    def _note(self, action: Action, look: Look) -> None:
+        self._remember(noted(self.memory, action, look.routed, self._clock()))
 
     def _remember(self, memory: Memory) -> None:
         if memory != self.memory:

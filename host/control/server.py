@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from host.config.run_dir import RunDirectory
+from host.control.autoscaler import Autoscaler
 from host.control.compare import SlotHistory, compare, plans_of
 from host.control.events import DONE, READY, EventDecoder, StateEvent
 from host.control.groups import Groups
@@ -84,6 +85,7 @@ class Control:
             Pace(starting_max=starting_max(host_record.topology), drain_s=host_record.settings.drain_s),
             self._gone,
         )
+        self.autoscaler = Autoscaler(self.reconciler, self.probe, host_record)
         self._starts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -162,7 +164,12 @@ async def serve_control(options: ControlOptions) -> None:
     # 1. start
     control = Control(run_dir)
     known = control.probe.first_joined(FIRST_JOINED_S)
-    watches = (control.probe.run(), control.reconciler.follow_desired(), control.reconciler.run(known))
+    watches = (
+        control.probe.run(),
+        control.reconciler.follow_desired(),
+        control.reconciler.run(known),
+        control.autoscaler.run(),
+    )
     tasks = [asyncio.create_task(stop.wait()), *(asyncio.create_task(one) for one in watches)]
     control.begin()
     if options.events:

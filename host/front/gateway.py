@@ -106,13 +106,13 @@ class Gateway:
         """Take requests for these model versions. What others still have is finished as if nothing had changed."""
         served = {(model.name, model.version): model for model in models}
         for key, model in served.items():
-            self.dispatcher.declare(key, model.limits)
+            self.dispatcher.declare(key, model.limits, holds=model.autoscaled and not model.min_processes)
         self._featured = {
             key: group_name(*key)
             for key, model in served.items()
             if any(spec.features for spec in model.signature.inputs)
         }
-        self.dispatcher.keep_only({FEATURES_POOL, *served})
+        self._perform(self.dispatcher.keep_only({FEATURES_POOL, *served}))
 
     def busy(self) -> Counter[PoolKey]:
         """How many calls each model version has here, those whose features are being read included."""
@@ -132,7 +132,8 @@ class Gateway:
 
     def not_ready(self, key: PoolKey) -> str | None:
         """Why a model version cannot serve; None if it can."""
-        if not self.ready_workers(key):
+        pool = self.dispatcher.pools.get(key)
+        if pool is None or not pool.takes:
             return "no worker is ready"
         group = self._featured.get(key)
         if group is None:

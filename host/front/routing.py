@@ -55,7 +55,8 @@ class Routing:
     def state(self) -> FrontState:
         """What control wants to know."""
         calls = {group_name(*key): count for key, count in self._gateway.busy().items()}
-        return FrontState(pid=os.getpid(), generation=self._handler.catalog.generation, calls=calls)
+        demand = {group_name(*key): one for key, one in self._gateway.dispatcher.demand().items()}
+        return FrontState(pid=os.getpid(), generation=self._handler.catalog.generation, calls=calls, demand=demand)
 
     async def answer_control(self, index: int) -> web.AppRunner:
         """Listen on the front's own socket; the caller cleans the runner up."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from host.dispatch import Demand
+
 
 class FrontState(msgspec.Struct, frozen=True, kw_only=True):
     """One front, now."""
@@ -13,3 +15,5 @@ class FrontState(msgspec.Struct, frozen=True, kw_only=True):
     """Of the routing that it serves."""
     calls: dict[str, int]
     """Model version, as `churn.v3`, to the calls of it that wait for their answer; those without any are left out."""
+    demand: dict[str, Demand] = {}
+    """Of versions that were asked for while they had no worker."""

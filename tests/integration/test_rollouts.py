@@ -392,3 +392,42 @@ async def test_queued_requests_finish_on_their_version(repository: Path, make_ho
         await watch.more(24)
     assert watch.failed == []
     assert watch.versions == ["1", "2"] or set(watch.versions) == {"1", "2"}
+
+
+async def test_a_model_is_scaled_by_its_load_and_back(repository: Path, make_host: MakeHost) -> None:
+    """One process makes 20 requests a second; eight clients ask for twice that and more."""
+    write_versions(repository, ["1"], predict_s=0.05)
+    host = make_host(repository)
+    host.deployment_file.write_text(
+        '[[models]]\nname = "versioned"\nversion = "1"\nmin_processes = 1\nmax_processes = 2\n'
+    )
+    host.start()
+    first = host.worker_pids_of("versioned.v1")
+    assert list(first) == [0]
+    loop = asyncio.get_running_loop()
+    async with watched(host, clients=8) as watch:
+        begun = loop.time()
+        await off_loop(lambda: host.status().models[0].ready == 2, "a second process is ready")
+        took_s = loop.time() - begun
+        await watch.more(40)
+    assert took_s < 3 + 1.5, took_s
+    assert watch.failed == []
+    assert first.items() <= host.worker_pids_of("versioned.v1").items()
+
+
+async def test_a_model_without_a_process_starts_with_the_first_request(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2"])
+    host = make_host(repository)
+    host.deployment_file.write_text(
+        '[[models]]\nname = "versioned"\nversion = "1"\nmin_processes = 0\nmax_processes = 2\n'
+    )
+    host.start()
+    assert host.worker_pids_of("versioned.v1") == {}
+    assert host.is_ready("versioned")
+    answers = await asyncio.gather(*(asyncio.to_thread(host.infer, "versioned", ONE) for _ in range(8)))
+    assert [answer.status for answer in answers] == [200] * 8
+    assert list(host.worker_pids_of("versioned.v1")) == [0]
+    # A new version has to prove itself.
+    host.deployment_file.write_text(host.deployment_file.read_text().replace('version = "1"', 'version = "2"'))
+    await applied(host)
+    assert host.infer("versioned", ONE).document["model_version"] == "2"

@@ -33,6 +33,7 @@ from host.control.reconcile import (
     decide,
     noted,
     starting_max,
+    with_scale,
 )
 from host.control.status import DeathKind, ExitStatus
 from host.placement import Cpu, Topology
@@ -876,7 +877,10 @@ class Host:
                 case Remove(group):
                     assert group not in running
                 case Declare(model):
-                    assert running[model.group] == model
+                    served = {one.group: one.processes for one in self.routed.models}
+                    assert replace(model, processes=0) == replace(running[model.group], processes=0)
+                    # It keeps the processes that it has until all that should be served with it are ready.
+                    assert model.processes in (running[model.group].processes, served.get(model.group))
                 case _:
                     assert_never(action)
             assert model_of(target(action)) in self.unrest, "only changed models are touched"
@@ -1054,3 +1058,33 @@ def test_a_host_at_rest_says_so(story: list[tuple[Edit | Happens, int]], doomed:
     host = told(story, doomed, random.Random(seed), 2)  # noqa: S311 - drawn by hypothesis
     assert plans_of(host.desired, host.routed, host.memory).settled
     assert host.memory.unrouted == {}
+
+
+# -- scaled models ----------------------------------------------------------------------------------------------------
+def scaled_version(number: str, processes: int = 1) -> DeployedModel:
+    return replace(version(number, processes), min_processes=0, max_processes=4)
+
+
+def test_a_scaled_model_has_as_many_processes_as_its_load_asks_for_within_its_bounds() -> None:
+    model = scaled_version("1")
+    for asked, expected in ((0, 0), (3, 3), (9, 4)):
+        desired = with_scale(Deployment((model,)), Deployment((model,)), {"churn.v1": asked})
+        assert [one.processes for one in desired.models] == [expected]
+    fixed = with_scale(Deployment((V1,)), Deployment((V1,)), {"churn.v1": 9})
+    assert fixed.models == (V1,)
+
+
+def test_a_new_version_of_a_scaled_model_begins_with_as_many_as_the_old_one_has() -> None:
+    old, new = scaled_version("1"), scaled_version("2")
+    desired = with_scale(Deployment((new,)), Deployment((old,)), {"churn.v1": 3})
+    assert [one.processes for one in desired.models] == [3]
+
+
+def test_a_new_version_that_nobody_asks_for_has_to_prove_itself_with_one_process() -> None:
+    new = scaled_version("2", 0)
+    assert with_scale(Deployment((new,)), NOTHING, {}).models[0].processes == 1
+    memory = noted(remembered(), Declare(replace(new, processes=1)), NOTHING, NOW)
+    assert memory.scaled == {"churn.v2": 1}
+    routed = with_scale(Deployment((new,)), Deployment((new,)), memory.scaled)
+    assert routed.models[0].processes == 1
+    assert noted(memory, Remove("churn.v2"), NOTHING, NOW).scaled == {}
