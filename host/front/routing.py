@@ -55,7 +55,8 @@ class Routing:
     def state(self) -> FrontState:
         """What control wants to know."""
         calls = {group_name(*key): count for key, count in self._gateway.busy().items()}
-        return FrontState(pid=os.getpid(), generation=self._handler.catalog.generation, calls=calls)
+        versions = {group_name(*key): outcomes.read() for key, outcomes in self._gateway.outcomes.items()}
+        return FrontState(pid=os.getpid(), generation=self._handler.catalog.generation, calls=calls, versions=versions)
 
     async def answer_control(self, index: int) -> web.AppRunner:
         """Listen on the front's own socket; the caller cleans the runner up."""
