@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from host.config.deployment_file import Entry, read_entries
+from host.config.deployment_file import CANARIES_MAX_PERCENT, Entry, read_entries
 from host.config.environments import environment_python, need_of
 from host.config.features import Features, feature_problems, read_features
 from host.config.files import write_atomically
@@ -21,6 +21,9 @@ from host.protocol.package import MODEL_FILE, Package, Resources, Sandbox, read_
 from host.protocol.types import Signature
 
 _DIGITS: Final = re.compile(r"(\d+)")
+SHADOW_TOLERANCE: Final = 1e-6
+"""How far a shadow's numbers may be from the original's, relative to them: another order of summing does that much."""
+
 _PID_DIGITS: Final = 7
 """Digits of the largest pid (PID_MAX_LIMIT is 4,194,304): supervisord binds `supervisor.sock.<pid>` first."""
 
@@ -48,6 +51,23 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     """The interpreter of its own environment, absolute; None: it has none."""
     default: bool = True
     """Whether paths without a version mean this one; exactly one version of a model has it."""
+    canary_percent: int = 0
+    """Of the requests without a version: this one answers so many in place of the default."""
+    shadow_percent: int = 0
+    """Of the requests without a version that the default answers: so many are copied to this one."""
+    shadow_tolerance: float = SHADOW_TOLERANCE
+    sticky_header: str = ""
+    """Of a default, in lower case: requests with the same value of it are answered by the same version."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from all others."""
+        return self.name, self.version
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it serves beside the default, which goes on without it: as a canary or a shadow."""
+        return bool(self.canary_percent or self.shadow_percent)
 
     @property
     def group(self) -> str:
@@ -130,6 +150,7 @@ def load_deployment(
             problems += feature_problems(str(directory / MODEL_FILE), package.signature, features)
     scales = [_scale(entry, package, problems) for entry, package, _ in chosen]
     defaults = _defaults([(entry, package) for entry, package, _ in chosen], problems)
+    problems += _traffic_problems([(entry, package) for entry, package, _ in chosen], defaults)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return Deployment(
@@ -149,6 +170,10 @@ def load_deployment(
                 sandbox=package.sandbox,
                 python=python,
                 default=default,
+                canary_percent=entry.canary_percent,
+                shadow_percent=entry.shadow_percent,
+                shadow_tolerance=SHADOW_TOLERANCE if entry.shadow_tolerance is None else entry.shadow_tolerance,
+                sticky_header=entry.sticky_header,
             )
             for (entry, package, directory), python, default, scale in zip(
                 chosen, pythons, defaults, scales, strict=True
@@ -296,22 +321,53 @@ def _duplicates(packages: Sequence[Package]) -> Iterable[str]:
 
 
 def _defaults(chosen: Sequence[tuple[Entry, Package]], problems: list[str]) -> list[bool]:
-    """Which entries serve the paths without a version: the one that says so, else a model's highest version."""
+    """Which entries serve the paths without a version: the one that says so, else a model's highest version.
+
+    A canary and a shadow are never the default.
+    """
     by_model: dict[str, list[int]] = {}
     for index, (_, package) in enumerate(chosen):
         by_model.setdefault(package.name, []).append(index)
     defaults = [False] * len(chosen)
     for name, indices in by_model.items():
         said = [index for index in indices if chosen[index][0].default]
-        open_ = [index for index in indices if chosen[index][0].default is None]
+        open_ = [index for index in indices if chosen[index][0].default is None and not _is_beside(chosen[index][0])]
         if len(said) > 1:
             versions = ", ".join(chosen[index][1].version for index in said)
             problems.append(f"models: {name}: expected default = true for one version, received it for {versions}")
         elif not said and not open_:
             problems.append(
-                f"models: {name}: expected one version that is the default, received default = false for all"
+                f"models: {name}: expected one version that is the default, received only versions with "
+                "default = false, canary_percent or shadow_percent"
             )
         else:
             highest = max(said or open_, key=lambda index: natural_key(chosen[index][1].version))
             defaults[highest] = True
     return defaults
+
+
+def _is_beside(entry: Entry) -> bool:
+    """Whether a version serves beside the default."""
+    return bool(entry.canary_percent or entry.shadow_percent)
+
+
+def _traffic_problems(chosen: Sequence[tuple[Entry, Package]], defaults: Sequence[bool]) -> Iterable[str]:
+    """What contradicts itself among the versions of one model."""
+    by_model: dict[str, list[Entry]] = {}
+    for (entry, package), default in zip(chosen, defaults, strict=True):
+        by_model.setdefault(package.name, []).append(entry)
+        if entry.sticky_header and not default and not _is_beside(entry):
+            yield (
+                f"{entry.where}.sticky_header: expected it on the default version of {package.name}, "
+                f"received it on version {package.version}"
+            )
+    for name, entries in by_model.items():
+        shares = [entry.canary_percent for entry in entries if entry.canary_percent]
+        if sum(shares) > CANARIES_MAX_PERCENT:
+            yield (
+                f"models: {name}: expected canary_percent of at most {CANARIES_MAX_PERCENT} for all versions "
+                f"together, received {' + '.join(map(str, shares))}"
+            )
+        shadows = sum(entry.shadow_percent > 0 for entry in entries)
+        if shadows > 1:
+            yield f"models: {name}: expected shadow_percent for one version at most, received it for {shadows}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
@@ -15,6 +16,12 @@ from host.config.files import write_atomically
 from host.protocol.errors import ConfigError
 from host.protocol.package import PROCESSES_MAX, THREADS_MAX, read_cpus, read_toml
 from host.protocol.schema import TableReader
+
+CANARIES_MAX_PERCENT: Final = 99
+"""All canaries of a model together: the default always gets some."""
+
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+"""RFC 9110's token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,10 @@ class Entry:
     memory_bytes: int | None = None
     cpus: int | str | None = None
     threads: int | None = None
+    canary_percent: int = 0
+    shadow_percent: int = 0
+    shadow_tolerance: float | None = None
+    sticky_header: str = ""
 
 
 def read_entries(path: Path, problems: list[str]) -> list[Entry]:
@@ -63,12 +74,51 @@ def _entry(where: str, table: TableReader) -> Entry:
         memory_bytes=table.size_bytes("memory", default="") if table.has("memory") else table.take("memory"),
         cpus=read_cpus(table),
         threads=integer("threads", THREADS_MAX),
+        canary_percent=integer("canary_percent", CANARIES_MAX_PERCENT) or 0,
+        shadow_percent=integer("shadow_percent", 100) or 0,
+        shadow_tolerance=_tolerance(table),
+        sticky_header=_header_name(table, "sticky_header"),
     )
     if entry.processes is not None and entry.min_processes is not None:
         table.problem("processes", "either processes, or min_processes and max_processes")
     if entry.processes and entry.max_processes and entry.processes > entry.max_processes:
         table.problem("processes", f"at most max_processes ({entry.max_processes})", entry.processes)
+    _check_traffic(entry, table)
     return entry
+
+
+def _check_traffic(entry: Entry, table: TableReader) -> None:
+    """Name what contradicts itself within one entry."""
+    share = "canary_percent" if entry.canary_percent else "shadow_percent" if entry.shadow_percent else ""
+    if entry.canary_percent and entry.shadow_percent:
+        table.problem("shadow_percent", "either canary_percent or shadow_percent, received both")
+    if share and entry.default:
+        table.problem(share, "it on a version that is not the default, received it with default = true")
+    if share and entry.sticky_header:
+        table.problem("sticky_header", f"it on the model's default version, received it with {share}")
+    if entry.shadow_tolerance is not None and not entry.shadow_percent:
+        table.problem("shadow_tolerance", "it with shadow_percent, received it alone")
+
+
+def _tolerance(table: TableReader) -> float | None:
+    value = table.take("shadow_tolerance")
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        table.problem("shadow_tolerance", "a number >= 0 and < 1", value)
+        return None
+    return float(value)
+
+
+def _header_name(table: TableReader, key: str) -> str:
+    """The name of a header, in lower case; empty if there is none."""
+    name = table.optional_text(key)
+    if name is None:
+        return ""
+    if _HEADER_NAME.fullmatch(name) is None:
+        table.problem(key, 'the name of a header, such as "X-User-Id"', name)
+        return ""
+    return name.lower()
 
 
 # -- changes --------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def _model_differences(was: dict[str, DeployedModel], becomes: dict[str, Deploye
         yield from (f"version {version} removed" for version in gone)
         for version in fresh:
             model = becomes[version]
-            default = "" if model.default else ", not the default"
+            default = "" if model.default else f", {_role(model)}"
             yield f"version {version} added ({_processes(model)} processes, {_mib(model)} each{default})"
     for version in was:
         if version in becomes:
@@ -192,6 +192,17 @@ def _version_differences(was: DeployedModel, becomes: DeployedModel) -> Iterator
             yield f"{key} {old} -> {new}"
     if was.default != becomes.default:
         yield "the default now" if becomes.default else "not the default any more"
+    for key in ("canary_percent", "shadow_percent", "shadow_tolerance", "sticky_header"):
+        old, new = getattr(was, key), getattr(becomes, key)
+        if old != new:
+            yield f"{key} {old or 'none'} -> {new or 'none'}"
+
+
+def _role(model: DeployedModel) -> str:
+    """What a version is for that is not the default."""
+    if model.canary_percent:
+        return f"canary of {model.canary_percent} %"
+    return f"shadow of {model.shadow_percent} %" if model.shadow_percent else "not the default"
 
 
 def _altered(there: Iterable[DeployedModel], after: Deployment) -> Iterator[str]:

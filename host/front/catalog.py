@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from host.config.deployment import DeployedModel, Deployment
+from host.front.traffic import Traffic, traffic_of
 from host.protocol.errors import UnknownModel, UnknownVersion
 
 
@@ -21,6 +22,11 @@ class Catalog:
             self._versions.setdefault(model.name, {})[model.version] = model
             if model.default:
                 self._defaults[model.name] = model
+        self._traffic = {
+            name: traffic
+            for name, versions in self._versions.items()
+            if (traffic := traffic_of(versions.values())) is not None
+        }
 
     def __iter__(self) -> Iterator[DeployedModel]:
         return (model for versions in self._versions.values() for model in versions.values())
@@ -40,6 +46,13 @@ class Catalog:
             known = ", ".join(versions)
             raise UnknownVersion(f"model '{name}' has no version '{version}' here: expected one of {known}")
         return versions[version]
+
+    def traffic(self, name: str, version: str = "") -> Traffic | None:
+        """How the requests of a path are shared over versions; None: `find` says which one answers them all.
+
+        A path with a version always means that one.
+        """
+        return None if version else self._traffic.get(name)
 
     def versions(self, name: str) -> dict[str, DeployedModel]:
         """All deployed versions of a model. Raises `UnknownModel`."""

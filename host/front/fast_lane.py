@@ -21,6 +21,8 @@ from host.front.deadlines import body_timeout_ns
 from host.front.gateway import Call, Gateway
 from host.front.headers import RequestIds
 from host.front.plain import PlainHead, may_become_plain, read_plain_head
+from host.front.sharing import Sharing
+from host.front.traffic import NO_CANARY
 from host.protocol.errors import DeadlineExceeded, Overloaded, RequestError
 from host.protocol.messages import Operation, ResponseHead
 
@@ -85,6 +87,7 @@ class FastLane:
         self,
         catalog: Catalog,
         gateway: Gateway,
+        sharing: Sharing,
         budget: BodyBudget,
         request_ids: RequestIds,
         *,
@@ -94,6 +97,7 @@ class FastLane:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.gateway = gateway
+        self.sharing = sharing
         self.budget = budget
         self.request_ids = request_ids
         self.responses = Responses()
@@ -126,6 +130,13 @@ class FastLane:
                     self._heads.clear()
                 self._heads[head] = plain
         return plain
+
+    def chosen(self, plain: PlainHead) -> PlainHead:
+        """What a head of a model with canaries or a shadow says for this one request: the version that answers it."""
+        if plain.traffic is None:
+            return plain
+        position = self.sharing.canary(plain.traffic, plain.slot)
+        return plain if position == NO_CANARY else plain.canaries[position]
 
     async def sweep(self) -> None:
         """Close what is idle, slow or stuck, once a second, until cancelled."""
@@ -229,7 +240,7 @@ class FastConnection(asyncio.Protocol):
         for call in self._calls:
             if call.answer is None:
                 self._lane.gateway.cancel(call)
-                self._lane.budget.give_back(call.size_bytes, call.pool)
+                self._lane.budget.give_back(call.size_bytes, call.pool[0])
         self._calls.clear()
         self._lane.left(self)
 
@@ -278,14 +289,26 @@ class FastConnection(asyncio.Protocol):
             self._begin(plain, data[end:start], now_ns)
 
     def _begin(self, plain: PlainHead, body: bytes, received_ns: int) -> None:
-        call = self._call(plain, body, received_ns)
-        self._calls.append(call)
         try:
-            self._lane.budget.take(len(body), plain.pool)
+            self._lane.budget.take(len(body), plain.pool[0])
         except Overloaded as error:
-            self._finish(call, self._refusal(call, error))
+            refused = self._call(plain, body, received_ns)
+            self._calls.append(refused)
+            self._finish(refused, self._refusal(refused, error))
             return
+        if plain.traffic is None:
+            call = self._call(plain, body, received_ns)
+        else:
+            call = self._shared_call(self._lane.chosen(plain), body, received_ns)
+        self._calls.append(call)
         self._lane.gateway.submit(call, received_ns)
+
+    def _shared_call(self, plain: PlainHead, body: bytes, received_ns: int) -> LaneCall:
+        """A call for the version that was chosen, ready to be submitted."""
+        call = self._call(plain, body, received_ns)
+        if plain.traffic is not None:
+            self._lane.sharing.prepare(call, plain.traffic)
+        return call
 
     def _call(self, plain: PlainHead, body: bytes, received_ns: int) -> LaneCall:
         deadline_ns = received_ns + plain.timeout_ns
@@ -311,6 +334,7 @@ class FastConnection(asyncio.Protocol):
 
     # -- bodies that come in parts --------------------------------------------------------------------------
     def _await_body(self, plain: PlainHead, head: bytes, first: bytes, now_ns: int) -> None:
+        plain = self._lane.chosen(plain)
         timer = self._lane.loop.call_later(plain.timeout_ns / _NS_PER_S, self._body_late)
         self._body = _Body(plain, head, self._lane.catalog, now_ns, plain.content_length, timer)
         self._more_body(self._body, first)
@@ -319,7 +343,7 @@ class FastConnection(asyncio.Protocol):
         """Take what belongs to the body; begin its request when it is whole. Returns what follows it."""
         part, rest = (data, b"") if len(data) <= body.missing else (data[: body.missing], data[body.missing :])
         try:
-            self._lane.budget.take(len(part), body.plain.pool)
+            self._lane.budget.take(len(part), body.plain.pool[0])
         except Overloaded as error:
             self._refuse_body(body, error)
             return b""
@@ -329,16 +353,11 @@ class FastConnection(asyncio.Protocol):
         if body.missing:
             return b""
         received = b"".join(body.parts)
-        try:
-            is_ours = body.catalog is self._lane.catalog or self._read_again(body)
-        except Overloaded as error:
-            self._refuse_body(body, error)
-            return b""
-        if not is_ours:
+        if body.catalog is not self._lane.catalog and not self._read_again(body):
             self._end_body()
             self._leave(body.head + received + rest)
             return b""
-        call = self._call(body.plain, received, body.received_ns)
+        call = self._shared_call(body.plain, received, body.received_ns)
         body.timer.cancel()
         self._body = None
         self._calls.append(call)
@@ -348,17 +367,12 @@ class FastConnection(asyncio.Protocol):
     def _read_again(self, body: _Body) -> bool:
         """The catalog has changed while a body arrived: what its path means now. False: nothing, for this lane.
 
-        Raises `Overloaded`.
+        Its model is the same, so what its body holds is held for the same.
         """
         plain = self._lane.read_head(body.head)
         if plain is None:
             return False
-        if plain.pool != body.plain.pool:
-            self._lane.budget.give_back(body.taken, body.plain.pool)
-            body.taken = 0
-            body.plain = plain
-            self._lane.budget.take(plain.content_length, plain.pool)
-            body.taken = plain.content_length
+        body.plain = self._lane.chosen(plain)
         return True
 
     def _body_late(self) -> None:
@@ -378,13 +392,13 @@ class FastConnection(asyncio.Protocol):
     def _end_body(self) -> None:
         if self._body is not None:
             self._body.timer.cancel()
-            self._lane.budget.give_back(self._body.taken, self._body.plain.pool)
+            self._lane.budget.give_back(self._body.taken, self._body.plain.pool[0])
             self._body = None
 
     # -- answers ------------------------------------------------------------------------------------------
     def answered(self, call: LaneCall, head: ResponseHead, body: bytes) -> None:
         """Write a worker's answer, or keep it until its turn comes."""
-        self._lane.budget.give_back(call.size_bytes, call.pool)
+        self._lane.budget.give_back(call.size_bytes, call.pool[0])
         coding = compression(call.accept_encoding, len(body)) if call.accept_encoding is not None else None
         if coding is None:
             self._finish(call, self._lane.responses.answer(call.request_id, head, body, None, self._last))
@@ -398,7 +412,7 @@ class FastConnection(asyncio.Protocol):
 
     def refused(self, call: LaneCall, error: RequestError) -> None:
         """Write an error, or keep it until its turn comes."""
-        self._lane.budget.give_back(call.size_bytes, call.pool)
+        self._lane.budget.give_back(call.size_bytes, call.pool[0])
         self._finish(call, self._refusal(call, error))
 
     def _refusal(self, call: LaneCall, error: RequestError) -> bytes:

@@ -9,14 +9,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from host.config.deployment import DeployedModel
 from host.config.run_dir import FEATURES_GROUP, group_name
 from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
+from host.front.outcomes import FAILED_MIN_STATUS, Outcomes
 from host.links import Link
 from host.protocol.documents import decode_document
-from host.protocol.errors import ModelNotReady, PoisonRequest, RequestError
+from host.protocol.errors import ModelNotReady, PoisonRequest, RequestError, http_status
 from host.protocol.messages import (
     NO_JSON_HEADER,
     Encoding,
@@ -52,6 +53,13 @@ class Client(Protocol):
         ...
 
 
+class Fallback(NamedTuple):
+    """The version that answers where the one that was chosen cannot."""
+
+    pool: PoolKey
+    timeout_ns: int
+
+
 class Call(Pending, eq=False, kw_only=True):
     """What a client asks of a model: everything that goes to the worker, the body untouched."""
 
@@ -64,6 +72,8 @@ class Call(Pending, eq=False, kw_only=True):
     """The body with its features in it, in msgpack; None: the body itself is what the worker gets."""
     reading: Call | None = None
     """What was asked of the feature service, while it has not answered."""
+    fallback: Fallback | None = None
+    """Of a call for a canary: whom to ask when that is not ready, whether it never was or its last worker died."""
     operation: Operation
     body: bytes
     received_ns: int
@@ -90,6 +100,8 @@ class Gateway:
     def __init__(self, loop: asyncio.AbstractEventLoop, models: Iterable[DeployedModel] = ()) -> None:
         self._loop = loop
         self.dispatcher = Dispatcher()
+        self.outcomes: dict[PoolKey, Outcomes] = {}
+        """Of every version that is served, or that workers are still connected of."""
         self._featured: dict[PoolKey, str] = {}
         """Models with inputs that can be fetched, with their groups."""
         self._unready: dict[int, dict[str, str]] = {}
@@ -104,7 +116,7 @@ class Gateway:
 
     def serve(self, models: Iterable[DeployedModel]) -> None:
         """Take requests for these model versions. What others still have is finished as if nothing had changed."""
-        served = {(model.name, model.version): model for model in models}
+        served = {model.key: model for model in models}
         for key, model in served.items():
             self.dispatcher.declare(key, model.limits, holds=model.autoscaled and not model.min_processes)
         self._featured = {
@@ -113,6 +125,8 @@ class Gateway:
             if any(spec.features for spec in model.signature.inputs)
         }
         self._perform(self.dispatcher.keep_only({FEATURES_POOL, *served}))
+        kept = [key for key in self.dispatcher.pools if key != FEATURES_POOL]
+        self.outcomes = {key: self.outcomes.get(key) or Outcomes() for key in kept}
 
     def busy(self) -> Counter[PoolKey]:
         """How many calls each model version has here, those whose features are being read included."""
@@ -142,6 +156,12 @@ class Gateway:
             return "the feature service is not ready"
         return next((reasons[group] for reasons in self._unready.values() if group in reasons), None)
 
+    def queued(self, key: PoolKey) -> int:
+        """Calls of a model version that wait for a worker, or for a feature process to complete them."""
+        pool = self.dispatcher.pools.get(key)
+        queued = len(pool.queue) if pool is not None else 0
+        return queued + len(self.dispatcher.pools[FEATURES_POOL].queue) if key in self._featured else queued
+
     def submit(self, call: Call, now_ns: int) -> None:
         """Run a call on one of the model version's workers, or refuse it, maybe before this returns."""
         if self._featured and call.pool in self._featured:
@@ -154,7 +174,7 @@ class Gateway:
         reason = self.not_ready(call.pool)
         if reason is not None:
             model, version = call.pool
-            call.client.refused(call, ModelNotReady(f"model '{model}' version {version}: {reason}"))
+            self.refuse(call, ModelNotReady(f"model '{model}' version {version}: {reason}"))
             return
         call.reading = Call(
             client=_Completion(self, call),
@@ -241,9 +261,13 @@ class Gateway:
                 if not asked.done():
                     asked.set_result((head, body))
                 return
-        for action in self.dispatcher.answered(link.identity, head, time.monotonic_ns()):
+        now_ns = time.monotonic_ns()
+        for action in self.dispatcher.answered(link.identity, head, now_ns):
             if type(action) is Answer:
                 call: Call = action.pending  # type: ignore[assignment]
+                outcomes = self.outcomes.get(call.pool)
+                if outcomes is not None:  # None: a feature process answered
+                    outcomes.answered(head.status, now_ns - call.received_ns)
                 call.client.answered(call, head, body)
             else:
                 self._perform((action,))
@@ -252,6 +276,26 @@ class Gateway:
         """The call has its features: on to a worker."""
         call.reading, call.completed = None, body
         self._submit(call, time.monotonic_ns())
+
+    def answer(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        """The call's answer is one that the feature service gave."""
+        outcomes = self.outcomes.get(call.pool)
+        if outcomes is not None:
+            outcomes.answered(head.status, time.monotonic_ns() - call.received_ns)
+        call.client.answered(call, head, body)
+
+    def refuse(self, call: Call, error: RequestError) -> None:
+        """There will be no answer to the call, unless another version gives one."""
+        outcomes = self.outcomes.get(call.pool)
+        if outcomes is not None and http_status(error) >= FAILED_MIN_STATUS:
+            outcomes.failed += 1
+        fallback = call.fallback
+        if fallback is None or not isinstance(error, ModelNotReady):
+            call.client.refused(call, error)
+            return
+        call.pool, call.fallback, call.completed = fallback.pool, None, None
+        call.deadline_ns = min(call.deadline_ns, call.received_ns + fallback.timeout_ns)
+        self.submit(call, time.monotonic_ns())
 
     # -- inside -------------------------------------------------------------------------------------------
     def _perform(self, actions: Iterable[Action]) -> None:
@@ -264,7 +308,7 @@ class Gateway:
                 refused: Call = action.pending  # type: ignore[assignment]
                 if isinstance(action.error, PoisonRequest):
                     _log_poison(refused, action.error)
-                refused.client.refused(refused, action.error)
+                self.refuse(refused, action.error)
             elif type(action) is CloseWorker:
                 self._links[action.worker].close()
             else:
@@ -324,12 +368,12 @@ class _Completion:
             self._gateway.completed(self.call, body or None)
         else:
             self.call.reading = None
-            self.call.client.answered(self.call, head, body)
+            self._gateway.answer(self.call, head, body)
 
     def refused(self, reading: Call, error: RequestError) -> None:
         """The feature service has no answer, which refuses the call."""
         self.call.reading = None
-        self.call.client.refused(self.call, error)
+        self._gateway.refuse(self.call, error)
 
 
 def _log_poison(call: Call, error: PoisonRequest) -> None:

@@ -33,6 +33,8 @@ from host.front.headers import (
     timeout_ns,
 )
 from host.front.routes import Endpoint, Route, match_route
+from host.front.sharing import Sharing
+from host.front.traffic import NO_CANARY, Traffic
 from host.protocol.documents import CONTENT_TYPES, decode_document, encode_document, error_document
 from host.protocol.errors import (
     Internal,
@@ -61,6 +63,7 @@ class Handler:
         self,
         catalog: Catalog,
         gateway: Gateway,
+        sharing: Sharing,
         budget: BodyBudget,
         request_ids: RequestIds,
         max_body_bytes: int,
@@ -68,14 +71,19 @@ class Handler:
         self.catalog = catalog
         """What paths mean now."""
         self._gateway = gateway
+        self._sharing = sharing
         self._max_body_bytes = max_body_bytes
         self._budget = budget
         self._request_ids = request_ids
         self.stopping = False
 
     def ready(self) -> bool:
-        """Whether every deployed model has a warm worker, and the front is not about to stop."""
-        return not self.stopping and not self.catalog.draining and all(map(self._is_ready, self.catalog))
+        """Whether every deployed model has a warm worker, and the front is not about to stop.
+
+        Not those of canaries and shadows: without them the default answers everything.
+        """
+        needed = (model for model in self.catalog if not model.is_beside)
+        return not self.stopping and not self.catalog.draining and all(map(self._is_ready, needed))
 
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
@@ -116,17 +124,16 @@ class Handler:
         self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
     ) -> Response:
         catalog = self.catalog
-        model = catalog.find(route.model, route.version)
+        model, traffic = self._chosen(request, route)
         headers = request.headers
         deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), model.limits.timeout_ms)
         accept = headers.get("Accept")
         is_v2 = route.endpoint is Endpoint.INFER
         json_bytes = inference_header(headers.get(INFERENCE_HEADER)) if is_v2 else NO_JSON_HEADER
-        held_for = (model.name, model.version)
-        body = await read_body(request, self._max_body_bytes, self._budget, held_for, deadline_ns)
+        body = await read_body(request, self._max_body_bytes, self._budget, model.name, deadline_ns)
         try:
             if self.catalog is not catalog:  # it changed while the body arrived
-                model = self.catalog.find(route.model, route.version)
+                model, traffic = self._chosen(request, route)
             if is_v2:
                 asked_ns = body_timeout_ns(body, encoding, json_bytes)
                 if asked_ns is not None:
@@ -134,7 +141,7 @@ class Handler:
             waiting = _Waiting()
             call = Call(
                 client=waiting,
-                pool=(model.name, model.version),
+                pool=model.key,
                 deadline_ns=deadline_ns,
                 size_bytes=len(body),
                 operation=Operation.INFER if is_v2 else Operation.PREDICT,
@@ -146,10 +153,25 @@ class Handler:
                 request_id=request_id,
                 traceparent=given_traceparent(headers.get(TRACEPARENT)),
             )
+            if traffic is not None:
+                self._sharing.prepare(call, traffic)
             head, answer = await self._result(call, waiting)
         finally:
-            self._budget.give_back(len(body), held_for)
+            self._budget.give_back(len(body), model.name)
         return await _answer_response(request, request_id, head, answer)
+
+    def _chosen(self, request: BaseRequest, route: Route) -> tuple[DeployedModel, Traffic | None]:
+        """The version that answers a request, and how those without a version are shared, if they are.
+
+        Raises `UnknownModel`, `UnknownVersion`.
+        """
+        model = self.catalog.find(route.model, route.version)
+        traffic = self.catalog.traffic(route.model, route.version)
+        if traffic is None:
+            return model, None
+        slot = traffic.sticky_slot(request.headers.get(model.sticky_header))
+        position = self._sharing.canary(traffic, slot)
+        return model if position == NO_CANARY else traffic.canaries[position], traffic
 
     async def _features(
         self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
@@ -247,7 +269,7 @@ class Handler:
                 assert_never(endpoint)
 
     async def _statistics(self, models: list[DeployedModel]) -> dict[str, Any]:
-        counted = await asyncio.gather(*(self._gateway.statistics((m.name, m.version)) for m in models))
+        counted = await asyncio.gather(*(self._gateway.statistics(m.key) for m in models))
         return {
             "model_stats": [
                 documents.model_statistics(workers, model) for model, workers in zip(models, counted, strict=True)
@@ -270,7 +292,7 @@ class Handler:
         return self._not_ready(model) is None
 
     def _not_ready(self, model: DeployedModel) -> str | None:
-        return self._gateway.not_ready((model.name, model.version))
+        return self._gateway.not_ready(model.key)
 
 
 class _Waiting:

@@ -27,6 +27,7 @@ from host.front.headers import (
     timeout_ns,
 )
 from host.front.routes import Endpoint, match_route
+from host.front.traffic import Traffic
 from host.protocol.errors import RequestError
 from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation
 
@@ -81,6 +82,12 @@ class PlainHead(NamedTuple):
     request_id: str | None
     """The client's, if it sent a valid one."""
     traceparent: str
+    traffic: Traffic | None = None
+    """How requests with this head are shared over the model's versions; None: the pool gets all of them."""
+    slot: int | None = None
+    """By the request's sticky key; None: each request draws one."""
+    canaries: tuple[PlainHead, ...] = ()
+    """The same for each canary: another pool, and its limits."""
 
     @property
     def repeats(self) -> bool:
@@ -126,20 +133,30 @@ def _interpreted(target: str, headers: Mapping[str, str], content_length: int, c
     else:
         return None
     model = catalog.find(route.model, route.version)
+    traffic = catalog.traffic(route.model, route.version)
+    asked_timeout = headers.get(REQUEST_TIMEOUT.lower())
     content_type, accept = headers.get("content-type"), headers.get("accept")
     encoding = Encoding.JSON if content_type is None else request_encoding(content_type)
-    return PlainHead(
+    plain = PlainHead(
         operation=operation,
-        pool=(model.name, model.version),
+        pool=model.key,
         content_length=content_length,
-        timeout_ns=timeout_ns(headers.get(REQUEST_TIMEOUT.lower()), model.limits.timeout_ms),
+        timeout_ns=timeout_ns(asked_timeout, model.limits.timeout_ms),
         encoding=encoding,
         accept=encoding if accept is None else answer_encoding(accept, encoding),
         json_bytes=json_bytes,
         accept_encoding=headers.get("accept-encoding"),
         request_id=given_request_id(headers.get(REQUEST_ID.lower())),
         traceparent=given_traceparent(headers.get(TRACEPARENT)),
+        traffic=traffic,
     )
+    if traffic is None:
+        return plain
+    canaries = tuple(
+        plain._replace(pool=canary.key, timeout_ns=timeout_ns(asked_timeout, canary.limits.timeout_ms))
+        for canary in traffic.canaries
+    )
+    return plain._replace(slot=traffic.sticky_slot(headers.get(traffic.default.sticky_header)), canaries=canaries)
 
 
 class _Reader:

@@ -56,7 +56,14 @@ class Routing:
         """What control wants to know."""
         calls = {group_name(*key): count for key, count in self._gateway.busy().items()}
         demand = {group_name(*key): one for key, one in self._gateway.dispatcher.demand().items()}
-        return FrontState(pid=os.getpid(), generation=self._handler.catalog.generation, calls=calls, demand=demand)
+        versions = {group_name(*key): outcomes.read() for key, outcomes in self._gateway.outcomes.items()}
+        return FrontState(
+            pid=os.getpid(),
+            generation=self._handler.catalog.generation,
+            calls=calls,
+            demand=demand,
+            versions=versions,
+        )
 
     async def answer_control(self, index: int) -> web.AppRunner:
         """Listen on the front's own socket; the caller cleans the runner up."""

@@ -24,6 +24,8 @@ from host.front.gateway import Gateway
 from host.front.handler import Handler
 from host.front.headers import RequestIds
 from host.front.routing import Routing
+from host.front.shadow import Shadows
+from host.front.sharing import Sharing
 from host.links import LinkDirectory
 from host.protocol.documents import error_document
 from host.protocol.errors import HostError, Malformed, Overloaded
@@ -68,15 +70,17 @@ async def serve_front(options: FrontOptions) -> None:
     run_dir = RunDirectory(options.run_dir)
     catalog = Catalog(read_deployment(run_dir.routing))
     gateway = Gateway(loop, catalog)
+    sharing = Sharing(gateway, Shadows(loop, gateway))
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
     request_ids = RequestIds()
-    handler = Handler(catalog, gateway, budget, request_ids, options.max_body_bytes)
+    handler = Handler(catalog, gateway, sharing, budget, request_ids, options.max_body_bytes)
     directory = LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES)
     links = asyncio.create_task(directory.run())
     http = FrontServer(handler, options)
     lane = FastLane(
         catalog,
         gateway,
+        sharing,
         budget,
         request_ids,
         max_body_bytes=options.max_body_bytes,

@@ -21,6 +21,8 @@ from host.front.fast_lane import (
 )
 from host.front.gateway import Gateway
 from host.front.headers import RequestIds
+from host.front.shadow import Shadows
+from host.front.sharing import Sharing
 from host.protocol.errors import QueueFull
 from host.protocol.messages import ResponseHead
 
@@ -108,6 +110,7 @@ class Rig:
         self.lane = FastLane(
             catalog,
             cast("Gateway", self.gateway),
+            Sharing(cast("Gateway", self.gateway), cast("Shadows", None)),
             self.budget,
             RequestIds(),
             max_body_bytes=200_000,
