@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from host.config.deployment import DeployedModel, Deployment
-from host.config.deployment_file import with_changes
+from host.config.deployment_file import with_changes, with_promoted, without_version
 from host.config.history import Change, version_before
 from host.protocol.errors import ConfigError
 from host.protocol.package import PROCESSES_MAX
@@ -44,8 +44,13 @@ def scaled(text: str, desired: Deployment, numbers: Mapping[str, int]) -> str:
 
 
 def rolled_back(text: str, desired: Deployment, history: Sequence[Change], name: str, version: str | None) -> str:
-    """The version before this one, or the one that is named. Raises `ConfigError`."""
+    """Without its canary; without one, the version before this one, or the one that is named. Raises `ConfigError`."""
     model = _find(desired, name)
+    canaries = [one for one in desired.models if one.name == model.name and one.canary_percent]
+    if canaries and version is None:
+        for canary in canaries:
+            text = without_version(text, canary.name, canary.version)
+        return text
     target = version or version_before(history, model.name, model.version)
     if target is None:
         raise ConfigError(
@@ -53,6 +58,16 @@ def rolled_back(text: str, desired: Deployment, history: Sequence[Change], name:
             "name one with --to"
         )
     return with_changes(text, model.name, {"version": target}, _written(model))
+
+
+def promoted(text: str, desired: Deployment, name: str) -> str:
+    """The canary of a model as its default. Raises `ConfigError`."""
+    model = _find(desired, name)
+    canaries = [one for one in desired.models if one.name == model.name and one.canary_percent]
+    if len(canaries) != 1:
+        found = ", ".join(one.version for one in canaries) or "none"
+        raise ConfigError(f"{model.name}: expected one canary, found {found}")
+    return with_promoted(text, model.name, canaries[0].version)
 
 
 def _find(desired: Deployment, name: str) -> DeployedModel:

@@ -23,9 +23,9 @@ def command(
     config_file: str | None,
     **flags: str | None,
 ) -> int:
-    """Have a model serve the version that it served before this one: in the deployment file, then on the host.
+    """Take a model's canary away; without one, serve the version that was served before this one.
 
-    Which one that was stands in `modelhost history`.
+    In the deployment file, then on the host. Which version that was stands in `modelhost history`.
     """
     from host.cli.changes import RunningState, finish
     from host.cli.edits import rolled_back

@@ -14,6 +14,7 @@ from host.config.deployment_file import CANARIES_MAX_PERCENT, Entry, read_entrie
 from host.config.environments import environment_python, need_of
 from host.config.features import Features, feature_problems, read_features
 from host.config.files import write_atomically
+from host.config.judgement import Judge
 from host.config.run_dir import SOCKET_PATH_MAX_BYTES, RunDirectory, group_name
 from host.protocol.errors import ConfigError
 from host.protocol.messages import Limits
@@ -56,6 +57,8 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     shadow_percent: int = 0
     """Of the requests without a version that the default answers: so many are copied to this one."""
     shadow_tolerance: float = SHADOW_TOLERANCE
+    judge: Judge | None = None
+    """Of a canary: by what it is rolled back, or promoted, without anybody."""
     sticky_header: str = ""
     """Of a default, in lower case: requests with the same value of it are answered by the same version."""
 
@@ -173,6 +176,7 @@ def load_deployment(
                 canary_percent=entry.canary_percent,
                 shadow_percent=entry.shadow_percent,
                 shadow_tolerance=SHADOW_TOLERANCE if entry.shadow_tolerance is None else entry.shadow_tolerance,
+                judge=entry.judge,
                 sticky_header=entry.sticky_header,
             )
             for (entry, package, directory), python, default, scale in zip(

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomlkit
+from tomlkit import TOMLDocument
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AbstractTable, AoT, Array
 
 from host.config.files import write_atomically
+from host.config.judgement import Judge, read_judge
 from host.protocol.errors import ConfigError
 from host.protocol.package import PROCESSES_MAX, THREADS_MAX, read_cpus, read_toml
 from host.protocol.schema import TableReader
@@ -41,6 +43,7 @@ class Entry:
     canary_percent: int = 0
     shadow_percent: int = 0
     shadow_tolerance: float | None = None
+    judge: Judge | None = None
     sticky_header: str = ""
 
 
@@ -77,6 +80,7 @@ def _entry(where: str, table: TableReader) -> Entry:
         canary_percent=integer("canary_percent", CANARIES_MAX_PERCENT) or 0,
         shadow_percent=integer("shadow_percent", 100) or 0,
         shadow_tolerance=_tolerance(table),
+        judge=read_judge(table.table("judge")) if table.has("judge") else table.take("judge"),
         sticky_header=_header_name(table, "sticky_header"),
     )
     if entry.processes is not None and entry.min_processes is not None:
@@ -96,6 +100,8 @@ def _check_traffic(entry: Entry, table: TableReader) -> None:
         table.problem(share, "it on a version that is not the default, received it with default = true")
     if share and entry.sticky_header:
         table.problem("sticky_header", f"it on the model's default version, received it with {share}")
+    if entry.judge is not None and not entry.canary_percent:
+        table.problem("judge", "it with canary_percent, received it alone")
     if entry.shadow_tolerance is not None and not entry.shadow_percent:
         table.problem("shadow_tolerance", "it with shadow_percent, received it alone")
 
@@ -127,19 +133,50 @@ def with_changes(text: str, name: str, changes: Mapping[str, Any], versions: Seq
 
     Everything else stays as it was written. Raises `ConfigError` if there is no such entry.
     """
-    try:
-        document = tomlkit.parse(text)
-    except TOMLKitError as error:
-        raise ConfigError(f"the deployment file cannot be changed: {error}") from error
-    entries = document.get("models", [])
-    if not isinstance(entries, AoT | Array) or not all(isinstance(entry, AbstractTable) for entry in entries):
-        raise ConfigError("expected [[models]] in the deployment file, found models that is something else")
+    document = _parsed(text)
+    entries = _entries(document)
     for version in versions:
         for entry in entries:
             if entry.get("name") == name and entry.get("version") == version:
                 _change(entry, changes)
                 return tomlkit.dumps(document)
     raise ConfigError(f"expected a [[models]] with the name {name} in the deployment file, found none")
+
+
+def without_version(text: str, name: str, version: str) -> str:
+    """The file without the entry of a version that it names. Raises `ConfigError` if there is none."""
+    document = _parsed(text)
+    entries = _entries(document)
+    for position, entry in enumerate(entries):
+        if entry.get("name") == name and entry.get("version") == version:
+            del entries[position]
+            return tomlkit.dumps(document)
+    raise ConfigError(f"expected a [[models]] of {name} with the version {version} in the deployment file, found none")
+
+
+def with_promoted(text: str, name: str, version: str) -> str:
+    """A canary becomes the default: its entry goes, and the default's gets its version. Raises `ConfigError`."""
+    document = _parsed(without_version(text, name, version))
+    for entry in _entries(document):
+        beside = entry.get("canary_percent") or entry.get("shadow_percent") or entry.get("default") is False
+        if entry.get("name") == name and not beside:
+            _change(entry, {"version": version})
+            return tomlkit.dumps(document)
+    raise ConfigError(f"expected a [[models]] of {name} that is its default in the deployment file, found none")
+
+
+def _parsed(text: str) -> TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ConfigError(f"the deployment file cannot be changed: {error}") from error
+
+
+def _entries(document: TOMLDocument) -> AoT | Array:
+    entries = document.get("models", [])
+    if not isinstance(entries, AoT | Array) or not all(isinstance(entry, AbstractTable) for entry in entries):
+        raise ConfigError("expected [[models]] in the deployment file, found models that is something else")
+    return entries
 
 
 def _change(entry: AbstractTable, changes: Mapping[str, Any]) -> None:

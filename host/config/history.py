@@ -40,12 +40,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Version, ...]
 
 
-def change_of(what: str, deployment: Deployment, differences: Sequence[str]) -> Change:
-    """A change that is made now, by whoever runs this."""
+def change_of(what: str, deployment: Deployment, differences: Sequence[str], who: str | None = None) -> Change:
+    """A change that is made now, by whoever runs this unless `who` says otherwise."""
     versions = (Version(one.name, one.version, one.processes, one.default) for one in deployment.models)
     return Change(
         at=time.time(),
-        who=_who(),
+        who=who or _who(),
         what=what,
         generation=deployment.generation,
         differences=tuple(differences),

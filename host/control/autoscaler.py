@@ -58,9 +58,10 @@ class Autoscaler:
 
     async def _look(self, models: list[DeployedModel]) -> None:
         programs = [program for model in models for program in model.programs()]
-        readings, demands = await asyncio.gather(
-            self._probe.read(programs, READ_TIMEOUT_S), self._reconciler.front_demands()
+        readings, states = await asyncio.gather(
+            self._probe.read(programs, READ_TIMEOUT_S), self._reconciler.front_states()
         )
+        demands: dict[int, Mapping[str, Demand]] = {state.pid: state.demand for state in states}
         now_s = self._clock()
         asked: dict[str, int] = {}
         reasons: dict[str, str] = {}

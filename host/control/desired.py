@@ -69,11 +69,11 @@ class DesiredState:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.file}: cannot be read: {error}") from error
 
-    def change(self, text: str, what: str, *, dry_run: bool, retry: bool) -> Change:
+    def change(self, text: str, what: str, *, dry_run: bool, retry: bool, who: str | None = None) -> Change:
         """Make this the deployment file and what the host should run, if it can be. The lock must be held.
 
-        `what`: the command, for the history; `retry`: also when nothing differs. Raises `ConfigError` with everything
-        that is wrong, and then nothing has changed.
+        `what`: the command, for the history; `who`: whoever runs this, unless it is said; `retry`: also when nothing
+        differs. Raises `ConfigError` with everything that is wrong, and then nothing has changed.
         """
         before = read_deployment(self.run_dir.deployment)
         after = self._checked(text)
@@ -86,7 +86,7 @@ class DesiredState:
         if not dry_run:
             write_deployment_file(self.file, text)
             write_deployment(self.run_dir.deployment, after)
-            add_to_history(self.run_dir.history, change_of(what, after, differences))
+            add_to_history(self.run_dir.history, change_of(what, after, differences, who))
         return Change(
             generation=after.generation, differences=differences, wait_limit_s=self._wait_limit_s(before, after)
         )
@@ -192,7 +192,7 @@ def _version_differences(was: DeployedModel, becomes: DeployedModel) -> Iterator
             yield f"{key} {old} -> {new}"
     if was.default != becomes.default:
         yield "the default now" if becomes.default else "not the default any more"
-    for key in ("canary_percent", "shadow_percent", "shadow_tolerance", "sticky_header"):
+    for key in ("canary_percent", "shadow_percent", "shadow_tolerance", "sticky_header", "judge"):
         old, new = getattr(was, key), getattr(becomes, key)
         if old != new:
             yield f"{key} {old or 'none'} -> {new or 'none'}"

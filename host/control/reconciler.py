@@ -39,7 +39,6 @@ from host.control.reconcile import (
     with_scale,
 )
 from host.control.status import Readiness
-from host.dispatch import Demand
 from host.front.state import FrontState
 from host.protocol.errors import ConfigError, HostError
 from host.supervisor import AsyncSupervisorClient, ProcessInfo, ProcessState
@@ -130,11 +129,11 @@ class Reconciler:
         self._remember(msgspec.structs.replace(self.memory, scaled=self.memory.scaled | dict(numbers)))
         self.notice()
 
-    async def front_demands(self) -> dict[int, Mapping[str, Demand]]:
-        """What each front that runs says of requests that no worker was there for, by its pid. Raises `HostError`."""
+    async def front_states(self) -> list[FrontState]:
+        """What each front that runs and answers says. Raises `HostError`."""
         running = [one for one in await self._supervisor.processes() if one.group == "front" and one.pid]
         states = await asyncio.gather(*(self._front_state(int(one.name)) for one in running))
-        return {state.pid: state.demand for state in states if state is not None}
+        return [state for state in states if state is not None]
 
     def notice(self) -> None:
         """Something happened: look soon."""

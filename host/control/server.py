@@ -27,6 +27,7 @@ from host.control.ledger import Ledger
 from host.control.probe import WorkerProbe
 from host.control.reconcile import Pace, starting_max
 from host.control.reconciler import Reconciler
+from host.control.referee import Referee
 from host.control.status import Backoff, HostStatus
 from host.control.usage import usage_of
 from host.control.wake import wake_supervisor
@@ -86,6 +87,7 @@ class Control:
             self._gone,
         )
         self.autoscaler = Autoscaler(self.reconciler, self.probe, host_record)
+        self.referee = Referee(run_dir, self.reconciler)
         self._starts: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -169,6 +171,7 @@ async def serve_control(options: ControlOptions) -> None:
         control.reconciler.follow_desired(),
         control.reconciler.run(known),
         control.autoscaler.run(),
+        control.referee.run(),
     )
     tasks = [asyncio.create_task(stop.wait()), *(asyncio.create_task(one) for one in watches)]
     control.begin()

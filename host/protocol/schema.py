@@ -74,6 +74,10 @@ class TableReader:
     def integer(self, key: str, *, default: int | None = None, minimum: int = 0, maximum: int | None = None) -> int:
         """A whole number within bounds; required unless it has a default."""
         expected = f"a whole number >= {minimum}" + (f" and <= {maximum}" if maximum is not None else "")
+        if default is None and not self.has(key):
+            self.take(key)
+            self.problem(key, expected, None)
+            return minimum
         value = self._value(key, int, expected, default)
         if value == "" or value is None:
             return minimum

@@ -431,3 +431,72 @@ async def test_a_model_without_a_process_starts_with_the_first_request(repositor
     host.deployment_file.write_text(host.deployment_file.read_text().replace('version = "1"', 'version = "2"'))
     await applied(host)
     assert host.infer("versioned", ONE).document["model_version"] == "2"
+
+
+CANARY = """
+[[models]]
+name = "versioned"
+version = "2"
+canary_percent = 20
+[models.judge]
+window_s = {window_s}
+min_requests = 50
+max_failed_percent = 2
+promote = true
+"""
+
+
+async def test_a_canary_that_fails_is_rolled_back_by_itself(repository: Path, make_host: MakeHost) -> None:
+    """A tenth of its requests fail: it is found out within its window, and the file says what happened."""
+    write_versions(repository, ["1", "2"], failing=0.1)
+    host = make_host(repository, fronts=2)
+    deploy(host, ("versioned", "1", 2), more=CANARY.format(window_s=30))
+    host.start()
+    async with watched(host) as watch:
+        await off_loop(lambda: "canary_percent" not in host.deployment_file.read_text(), "it is rolled back")
+        await off_loop(lambda: host.status().settled, "it has left")
+    assert set(watch.counts) == {"1", "2"}
+    # The canary has at most a fifth of them, and fails with a tenth of these.
+    assert 0 < len(watch.failed) < 0.04 * len(watch.answers)
+    assert groups(host) == {"versioned.v1"}
+    last = read_history(host.run_dir.history)[-1]
+    assert last.who == "control"
+    assert "canary versioned.v2 rolled back" in last.what
+    assert "requests failed" in last.what
+
+
+async def test_a_canary_that_is_as_good_is_promoted_by_itself(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 2), more=CANARY.format(window_s=2))
+    host.start()
+    async with watched(host) as watch:
+        await off_loop(lambda: "canary_percent" not in host.deployment_file.read_text(), "it is promoted")
+        await off_loop(lambda: host.status().settled and len(host.status().models) == 1, "the old version has left")
+    assert watch.failed == []
+    assert groups(host) == {"versioned.v2"}
+    assert [model.wanted for model in host.status().models] == [2]
+
+
+async def test_a_canary_is_taken_away_or_promoted_by_hand(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1", "2"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1))
+    host.start()
+    canary = CANARY[: CANARY.index("[models.judge]")]
+    async with watched(host) as watch:
+        plain = host.deployment_file.read_text()
+        host.deployment_file.write_text(plain + canary)
+        await applied(host)
+        assert groups(host) == {"versioned.v1", "versioned.v2"}
+        await watch.more(200)
+        assert (await command(host, "rollback", "versioned", "--wait")).returncode == 0
+        assert host.deployment_file.read_text().strip() == plain.strip()
+        assert groups(host) == {"versioned.v1"}
+        host.deployment_file.write_text(plain + canary)
+        await applied(host)
+        assert (await command(host, "promote", "versioned", "--wait")).returncode == 0
+        assert groups(host) == {"versioned.v2"}
+        assert (await command(host, "promote", "versioned")).returncode == 2
+    assert watch.failed == []
+    assert set(watch.counts) == {"1", "2"}

@@ -17,6 +17,7 @@ from packages import write_package
 
 VERSIONED = '''
 import ctypes
+import random
 import time
 
 VERSION = {version}
@@ -42,6 +43,8 @@ class Model:
 
     def predict(self, inputs):
         time.sleep({predict_s})
+        if random.random() < {failing}:
+            raise ValueError("unlucky")
         return {{"version": inputs["x"] * 0 + VERSION}}
 '''
 
@@ -54,17 +57,26 @@ def write_versions(
     fault: str = "",
     load_s: float = 0.0,
     predict_s: float = 0.0,
+    failing: float = 0.0,
 ) -> None:
-    """Write packages of these versions, numbers all. `fault`: what the last one does at load; "golden" is one too."""
+    """Write packages of these versions, numbers all. `fault`: what the last one does at load; "golden" is one too.
+
+    `failing`: the share of the last one's requests that fail.
+    """
     for version in versions:
         directory = write_package(
             repository,
             name,
-            VERSIONED.format(version=version, load_s=load_s, predict_s=predict_s),
+            VERSIONED.format(
+                version=version,
+                load_s=load_s,
+                predict_s=predict_s,
+                failing=failing if version == versions[-1] else 0,
+            ),
             version=version,
             inputs=[("x", "INT64", [-1, 1])],
             outputs=[("version", "INT64", [-1, 1])],
-            limits={"startup_s": 3, "timeout_ms": 10_000},
+            limits={"max_batch_rows": 1 if failing else 256, "startup_s": 3, "timeout_ms": 10_000},
             resources={"memory": "128MiB"},
         )
         answer = int(version)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from host.cli.edits import parse_scale, rolled_back, scaled
+from host.cli.edits import parse_scale, promoted, rolled_back, scaled
 from host.config.deployment import DeployedModel, Deployment
 from host.config.history import Change, Version
 from host.protocol.errors import ConfigError
@@ -153,3 +154,35 @@ def test_rolling_back_touches_the_entry_that_runs() -> None:
     text = '[[models]]\nname = "churn"\n[[models]]\nname = "churn"\nversion = "2"\ndefault = true\n'
     desired = Deployment((model("churn", "3", default=False), model("churn", "2")))
     assert rolled_back(text, desired, history("churn", "1", "2"), "churn", None) == text.replace('"2"', '"1"')
+
+
+# -- canaries ---------------------------------------------------------------------------------------------------------
+WITH_CANARY = """[[models]]
+name = "churn"
+version = "2"  # what is served
+
+[[models]]
+name = "churn"
+version = "3"
+canary_percent = 5
+"""
+
+
+def _deployed_with_canary() -> Deployment:
+    default = model("churn", "2")
+    return Deployment((default, msgspec.structs.replace(default, version="3", default=False, canary_percent=5)))
+
+
+def test_a_rollback_takes_a_canary_away() -> None:
+    text = rolled_back(WITH_CANARY, _deployed_with_canary(), [], "churn", None)
+    assert text.strip() == WITH_CANARY[: WITH_CANARY.index("[[models]]", 5)].strip()
+
+
+def test_a_promoted_canary_takes_the_place_of_the_default() -> None:
+    text = promoted(WITH_CANARY, _deployed_with_canary(), "churn")
+    assert text.strip() == WITH_CANARY[: WITH_CANARY.index("[[models]]", 5)].replace('"2"', '"3"').strip()
+
+
+def test_without_a_canary_nothing_can_be_promoted() -> None:
+    with pytest.raises(ConfigError, match="churn: expected one canary, found none"):
+        promoted(WITH_CANARY, Deployment((model("churn", "2"),)), "churn")

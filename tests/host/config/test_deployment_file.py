@@ -99,10 +99,23 @@ def test_entries_keep_their_order_and_know_their_place(tmp_path: Path) -> None:
         ('cpus = "a"', 'models[0].cpus: expected a number of CPUs >= 1, or a set such as "2-3", received "a"'),
         ("threads = 0", "models[0].threads: expected a whole number >= 1 and <= 256, received 0"),
         ("threads = 257", "models[0].threads: expected a whole number >= 1 and <= 256, received 257"),
+        ("judge = {window_s = 5}", "models[0].judge: expected it with canary_percent, received it alone"),
+        (
+            "canary_percent = 5\njudge = {}",
+            "models[0].judge.window_s: expected a whole number >= 1 and <= 86400, received nothing",
+        ),
+        (
+            "canary_percent = 5\njudge = {window_s = 0}",
+            "models[0].judge.window_s: expected a whole number >= 1 and <= 86400, received 0",
+        ),
+        (
+            "canary_percent = 5\njudge = {window_s = 9, max_slowdown = -1}",
+            "models[0].judge.max_slowdown: expected a number from 0 to 1000, received -1",
+        ),
         (
             "process = 2",
             "models[0].process: unknown key; expected one of name, version, processes, min_processes, max_processes, "
-            "default, memory, cpus, threads",
+            "default, memory, cpus, threads, canary_percent, shadow_percent, shadow_tolerance, judge, sticky_header",
         ),
     ],
 )
