@@ -13,10 +13,8 @@ from host.cli.options import load, settings_options
 from host.protocol.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from host.config.run_dir import RunDirectory
-    from host.control.status import HostStatus, ModelStatus, SlotStatus
+    from host.control.status import HostStatus, ModelStatus, SlotStatus, Traffic
     from host.isolation.inspection import Enforced
 
 CALL_TIMEOUT_S: Final = 5.0
@@ -40,7 +38,7 @@ class NotRunning(HostError):
 def command(as_json: bool, watch: bool, isolation: bool, config_file: str | None, **flags: str | None) -> int:
     """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready.
 
-    CPU is in use since the process started; with --watch, since the last look. With --isolation: what is in force for
+    CPU and requests count since the processes started; with --watch, since the last look. With --isolation: what is in force for
     every process, read back from /proc and the cgroups, and what this host does not allow; then it ends with 1 if
     something is missing.
     """
@@ -76,14 +74,23 @@ def _watch(run_dir: RunDirectory, status: HostStatus) -> None:
 
     from host.control.status import HostStatus
 
-    before: dict[str, SlotStatus] = {}
+    before: _Before | None = None
     while True:
         click.clear()
         click.echo(time.strftime("%Y-%m-%d %H:%M:%S\n"))
         _print(status, before)
-        before = {slot.name: slot for slot in _slots(status)}
+        before = _Before(status)
         time.sleep(WATCH_S)
         status = msgspec.json.decode(fetch_status(run_dir), type=HostStatus)
+
+
+class _Before:
+    """What an earlier look saw."""
+
+    def __init__(self, status: HostStatus) -> None:
+        self.at_s = time.monotonic()
+        self.slots = {slot.name: slot for slot in _slots(status)}
+        self.traffic = {(model.name, model.version): model.traffic for model in status.models}
 
 
 def _slots(status: HostStatus) -> list[SlotStatus]:
@@ -182,15 +189,20 @@ def _get(run_dir: RunDirectory) -> bytes:
     return body
 
 
-def _print(status: HostStatus, before: Mapping[str, SlotStatus] | None = None) -> None:
-    """Show it. `before`: every slot at an earlier look, which CPU is shown since."""
+def _print(status: HostStatus, before: _Before | None = None) -> None:
+    """Show it. `before`: an earlier look, since which CPU and requests are shown."""
     from host.cli.printing import make_table, print_table
 
-    models = make_table("model", "version", "wanted", "ready", "", title="models")
+    since_s = time.monotonic() - before.at_s if before is not None else 0.0
+    models = make_table(
+        *("model", "version", "wanted", "ready", "", "requests", "failed", "waiting", "p50", "p99"), title="models"
+    )
     for model in status.models:
         state = _state(model)
         name = model.name if model.default else f"{model.name} (not default)"
-        models.add_row(name, model.version, str(model.wanted), str(model.ready), state)
+        earlier = before.traffic.get((model.name, model.version)) if before is not None else None
+        traffic = _traffic_cells(model.traffic, earlier, since_s)
+        models.add_row(name, model.version, str(model.wanted), str(model.ready), state, *traffic)
     print_table(models)
     for model in status.models:
         if model.reason:
@@ -200,8 +212,24 @@ def _print(status: HostStatus, before: Mapping[str, SlotStatus] | None = None) -
         *("process", "ready", "state", "pid", "uptime", "memory", "CPU", "restarts", "last exit"), title="processes"
     )
     for slot in _slots(status):
-        processes.add_row(*_cells(slot, (before or {}).get(slot.name)))
+        processes.add_row(*_cells(slot, before.slots.get(slot.name) if before is not None else None))
     print_table(processes)
+
+
+def _traffic_cells(now: Traffic | None, before: Traffic | None, since_s: float) -> tuple[str, ...]:
+    """Requests, how many failed and how many wait, and two quantiles: since an earlier look, else in all."""
+    from host.front.latency import quantile_ns, since
+
+    if now is None:
+        return ("",) * 5
+    latency = now.latency
+    requests, failed = f"{now.answered + now.failed:,}", f"{now.failed:,}"
+    if before is not None:
+        latency = since(before.latency, latency)
+        more = now.answered + now.failed - before.answered - before.failed
+        requests, failed = f"{max(0, more) / since_s:,.0f}/s", f"{max(0, now.failed - before.failed) / since_s:,.0f}/s"
+    times = (quantile_ns(latency, quantile) for quantile in (0.5, 0.99))
+    return requests, failed, str(now.waiting), *(f"{time_ns / 1e6:.2f} ms" if time_ns else "" for time_ns in times)
 
 
 def _state(model: ModelStatus) -> str:

@@ -10,7 +10,10 @@ from host.config.deployment import DeployedModel, Deployment
 from host.config.run_dir import FEATURES_GROUP
 from host.control.deaths import SlotDeaths
 from host.control.reconcile import Failure, Memory
-from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, Usage, VersionState
+from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, Traffic, Usage, VersionState
+from host.front.latency import merged
+from host.front.state import FrontState
+from host.front.state import VersionState as FrontVersion
 from host.supervisor import ProcessInfo, ProcessState
 
 
@@ -101,10 +104,12 @@ def compare(
     histories: Mapping[str, SlotHistory],
     now: float,
     unready: Mapping[str, str] | None = None,
+    traffic: Mapping[str, Traffic] | None = None,
 ) -> HostStatus:
     """Say what is wanted and what is there. Mappings are by program name; `now` is seconds since the epoch.
 
-    `unready`: what the feature service says of models whose features cannot be read, by group.
+    `unready`: what the feature service says of models whose features cannot be read; `traffic`: what the fronts say of
+    requests; both by group.
 
     A worker counts as ready when its socket answers, whatever supervisord says: RUNNING is not readiness, and
     a worker may be ready before supervisord calls it RUNNING.
@@ -153,6 +158,7 @@ def compare(
                 ready=sum(one.ready for one in slots),
                 slots=slots,
                 state=planned.state,
+                traffic=(traffic or {}).get(group),
                 reason=failure.reason if failure is not None else unready.get(group, ""),
                 log=failure.log if failure is not None else (),
             )
@@ -193,6 +199,23 @@ def _host_readiness(process: ProcessInfo, readiness: Mapping[str, Readiness]) ->
         seen = readiness.get(process.program, _NEVER)
         return seen.ready, seen.since
     return process.state is ProcessState.RUNNING, float(process.start_s)
+
+
+def traffic_of(states: Iterable[FrontState]) -> dict[str, Traffic]:
+    """What all fronts say together, by group."""
+    found: dict[str, list[tuple[FrontVersion, int]]] = {}
+    for state in states:
+        for group, version in state.versions.items():
+            found.setdefault(group, []).append((version, state.calls.get(group, 0)))
+    return {
+        group: Traffic(
+            answered=sum(version.answered for version, _ in parts),
+            failed=sum(version.failed for version, _ in parts),
+            waiting=sum(waiting for _, waiting in parts),
+            latency=merged(version.latency for version, _ in parts),
+        )
+        for group, parts in found.items()
+    }
 
 
 def not_ready(status: HostStatus) -> Iterable[SlotStatus]:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from host.config.run_dir import RunDirectory
 from host.control.autoscaler import Autoscaler
-from host.control.compare import SlotHistory, compare, plans_of
+from host.control.compare import SlotHistory, compare, plans_of, traffic_of
 from host.control.events import DONE, READY, EventDecoder, StateEvent
 from host.control.groups import Groups
 from host.control.host_record import read_host_record
@@ -97,7 +97,8 @@ class Control:
         processes = await self._supervisor.processes()
         histories = {process.program: self._history(process) for process in processes}
         plans = plans_of(reconciler.desired(), reconciler.routed(), reconciler.memory)
-        return compare(plans, processes, self.probe.readiness, histories, time.time(), self.probe.unready)
+        traffic = traffic_of(await reconciler.front_states())
+        return compare(plans, processes, self.probe.readiness, histories, time.time(), self.probe.unready, traffic)
 
     def _history(self, process: ProcessInfo) -> SlotHistory:
         program = process.program

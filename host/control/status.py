@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from host.front.latency import Latencies
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
@@ -108,6 +110,18 @@ class VersionState(enum.Enum):
     """It finishes what it has, and stops."""
 
 
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fronts say of a version's requests, since each of them started."""
+
+    answered: int
+    """With a status below 500."""
+    failed: int
+    waiting: int
+    """Calls that wait for their answer now, queued or running."""
+    latency: Latencies
+    """From the receipt of a request to its answer."""
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model version: wanted against ready."""
 
@@ -120,6 +134,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: VersionState = VersionState.SERVING
     reason: str = ""
     """Why it was given up; or why it cannot serve although its processes are ready: its features cannot be read."""
+    traffic: Traffic | None = None
+    """None: no front says anything of it."""
     log: tuple[str, ...] = ()
     """Of a version that was given up: the last lines of the process that died."""
 
