@@ -38,9 +38,9 @@ class NotRunning(HostError):
 def command(as_json: bool, watch: bool, isolation: bool, config_file: str | None, **flags: str | None) -> int:
     """Show every model version, wanted against ready, and every process. Ends with 1 unless all are ready.
 
-    CPU and requests count since the processes started; with --watch, since the last look. With --isolation: what is in force for
-    every process, read back from /proc and the cgroups, and what this host does not allow; then it ends with 1 if
-    something is missing.
+    CPU and requests count since the processes started; with --watch, since the last look. With --isolation: what is in
+    force for every process, read back from /proc and the cgroups, and what this host does not allow; then it ends with
+    1 if something is missing.
     """
     import msgspec
 
