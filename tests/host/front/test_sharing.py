@@ -588,7 +588,6 @@ async def test_every_answer_has_its_latency_and_what_is_gone_is_forgotten() -> N
     bench.answer("2")
     assert bench.outcomes("2") == (1, 0)  # its last answers count
     bench.leave("2")
-    bench.gateway.serve([version(1)])
     assert list(bench.gateway.outcomes) == [("m", "1")]
     assert bench.outcomes("1") == (2, 1)
     bench.close()
