@@ -32,7 +32,7 @@ _ZLIB_METHOD: Final = 8
 class BodyBudget:
     """Bytes of request bodies that one front holds at a time. What is taken must be given back.
 
-    One model, whichever of its versions answers, may hold a quarter of it: its flood leaves room for the others.
+    One model (all its versions) may hold a quarter of it, so that its flood leaves room for the others.
     """
 
     def __init__(self, limit_bytes: int) -> None:

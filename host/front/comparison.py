@@ -74,7 +74,7 @@ def first_difference(original: Answered, shadow: Answered, tolerance: float) -> 
         document, other = _document(original), _document(shadow)
         if "outputs" in document:
             return _between_outputs(_outputs(document), _outputs(other), tolerance)
-        return _between("predictions", document.get("predictions"), other.get("predictions"), tolerance)
+        return _between("predictions", _predictions(document), _predictions(other), tolerance)
     except _Unreadable as error:
         return Difference(f"not readable ({error})", original.body[:20].hex(), shadow.body[:20].hex())
 
@@ -111,7 +111,7 @@ def _document(answer: Answered) -> dict[str, Any]:
             document = msgspec.json.decode(body)
         else:
             document = msgspec.msgpack.decode(body)
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _Unreadable(str(error)) from error
     if not isinstance(document, dict):
         raise _Unreadable(f"expected an object, received {described(document)}")
@@ -136,6 +136,12 @@ def _outputs(document: dict[str, Any]) -> list[_Output]:
         ]
     except (KeyError, TypeError, struct.error) as error:
         raise _Unreadable(f"its outputs: {error!r}") from error
+
+
+def _predictions(document: dict[str, Any]) -> Any:
+    if "predictions" not in document:
+        raise _Unreadable("neither outputs nor predictions")
+    return document["predictions"]
 
 
 def _values(datatype: str, data: Any) -> list[Any]:

@@ -246,6 +246,8 @@ class Gateway:
         del self._links[link.identity]
         self._unready.pop(link.identity, None)
         self._perform(self.dispatcher.worker_lost(link.identity, time.monotonic_ns()))
+        if worker.pool not in self.dispatcher.pools:
+            self.outcomes.pop(worker.pool, None)
 
     def noticed(self, link: Link, notice: Notice) -> None:
         """A feature process says which models it cannot serve."""

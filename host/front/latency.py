@@ -44,7 +44,8 @@ class LatencyHistogram:
     def add(self, duration_ns: int) -> None:
         """Count one."""
         self._sum_ns += duration_ns
-        duration_ns |= _STEPS  # a time below 8 ns, which no answer takes, counts as 8 ns more
+        if duration_ns < _STEPS:  # the shortest that there is a bucket for; no answer takes so little
+            duration_ns = _STEPS
         shift = duration_ns.bit_length() - 4  # the leading bit and three behind it stay
         self._counts[(shift << 3) + (duration_ns >> shift) - 8] += 1
 

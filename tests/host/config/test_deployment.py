@@ -231,6 +231,101 @@ def test_without_a_package_the_way_to_a_first_one_is_shown(repository: Path) -> 
         assert f"modelhost new my_model --runtime python --directory {path}" in problem
 
 
+def traffic(repository: Path, *entries: str) -> Path:
+    """A file of model `a`: version 1 with the first entry's keys, version 2 with the second's, ..."""
+    return said(
+        repository,
+        "".join(f'[[models]]\nname = "a"\nversion = "{number}"\n{keys}\n' for number, keys in enumerate(entries, 1)),
+    )
+
+
+def test_canaries_and_a_shadow_beside_the_default(repository: Path) -> None:
+    for version in ("1", "2", "3", "4", "5"):
+        make(repository, "a", version)
+    file = traffic(
+        repository,
+        'sticky_header = "X-User-Id"',
+        "canary_percent = 5",
+        "canary_percent = 94\ndefault = false",
+        "shadow_percent = 100\nshadow_tolerance = 1e-3",
+    )
+    models = load_deployment(repository, file, ENVIRONMENTS).models
+    assert [(one.default, one.canary_percent, one.shadow_percent) for one in models] == [
+        (True, 0, 0),  # although it is the lowest: the others stand beside it
+        (False, 5, 0),
+        (False, 94, 0),
+        (False, 0, 100),
+    ]
+    assert [one.sticky_header for one in models] == ["x-user-id", "", "", ""]
+    assert [one.shadow_tolerance for one in models] == [1e-6, 1e-6, 1e-6, 1e-3]
+    assert [one.is_beside for one in models] == [False, True, True, True]
+
+
+def test_a_sticky_header_may_stay_when_the_canary_is_gone(repository: Path) -> None:
+    make(repository, "a", "1")
+    [model] = load_deployment(repository, traffic(repository, 'sticky_header = "a"'), ENVIRONMENTS).models
+    assert (model.default, model.sticky_header) == (True, "a")
+
+
+CONTRADICTIONS = {
+    "canary_percent: expected a whole number >= 1 and <= 99, received 0": ("", "canary_percent = 0"),
+    "canary_percent: expected a whole number >= 1 and <= 99, received 100": ("", "canary_percent = 100"),
+    "canary_percent: expected a whole number >= 1 and <= 99, received 0.5": ("", "canary_percent = 0.5"),
+    "shadow_percent: expected a whole number >= 1 and <= 100, received 101": ("", "shadow_percent = 101"),
+    "canary_percent: expected it on a version that is not the default, received it with default = true": (
+        "",
+        "canary_percent = 5\ndefault = true",
+    ),
+    "shadow_percent: expected it on a version that is not the default, received it with default = true": (
+        "shadow_percent = 5\ndefault = true",
+    ),
+    "shadow_percent: expected either canary_percent or shadow_percent, received both": (
+        "",
+        "shadow_percent = 5\ncanary_percent = 5",
+    ),
+    "sticky_header: expected it on the model's default version, received it with canary_percent": (
+        "",
+        'canary_percent = 5\nsticky_header = "X-User"',
+    ),
+    "sticky_header: expected it on the default version of a, received it on version 1": (
+        'sticky_header = "X-User"',
+        "",
+    ),
+    'sticky_header: expected the name of a header, such as "X-User-Id", received "X User"': (
+        'sticky_header = "X User"',
+    ),
+    "sticky_header: expected a string, received 7": ("sticky_header = 7",),
+    "shadow_tolerance: expected it with shadow_percent, received it alone": ("", "shadow_tolerance = 1e-3"),
+    "shadow_tolerance: expected a number >= 0 and < 1, received 1": ("", "shadow_percent = 1\nshadow_tolerance = 1"),
+    'shadow_tolerance: expected a number >= 0 and < 1, received "1"': (
+        "",
+        'shadow_percent = 1\nshadow_tolerance = "1"',
+    ),
+    "models: a: expected canary_percent of at most 99 for all versions together, received 50 + 50": (
+        "",
+        "canary_percent = 50",
+        "canary_percent = 50",
+    ),
+    "models: a: expected shadow_percent for one version at most, received it for 2": (
+        "",
+        "shadow_percent = 50",
+        "shadow_percent = 50",
+    ),
+    "models: a: expected one version that is the default, received only versions with": (
+        "canary_percent = 50",
+        "shadow_percent = 50",
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_what_contradicts_itself_about_traffic_is_said(repository: Path, message: str) -> None:
+    for version in ("1", "2", "3"):
+        make(repository, "a", version)
+    found = problems_of(repository, traffic(repository, *CONTRADICTIONS[message]))
+    assert any(message in problem for problem in found), found
+
+
 def test_an_empty_file_is_a_problem(repository: Path) -> None:
     make(repository, "a", "1")
     assert "expected at least one [[models]] with a name" in problems_of(repository, said(repository, ""))[0]

@@ -171,7 +171,7 @@ LINES = st.lists(
 
 
 @given(lines=LINES, data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_every_beginning_of_a_plain_head_may_become_one(
     read: Read, lines: list[tuple[str, str]], data: st.DataObject
 ) -> None:
