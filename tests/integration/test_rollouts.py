@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from clients import off_loop
 from hosts import RunningHost, tensors, until
-from versions import Watch, watched, write_versions
+from versions import watched, write_versions
 
 from host.config.history import read_history
 from host.manifest import MANIFEST_FILE, encode_manifest, list_files, make_manifest
@@ -26,8 +26,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 MakeHost = Callable[..., RunningHost]
 
 ONE = tensors(x=("INT64", [1, 1], [1]))
-ALLOWED_AFTER_S = 0.5
-"""An old version may answer for so long what was asked before the shift."""
 
 
 def deploy(host: RunningHost, *models: tuple[str, str, int], more: str = "") -> None:
@@ -80,15 +78,6 @@ def groups(host: RunningHost) -> set[str]:
     assert not cgroups or cgroups == shown
     assert status.unwanted == ()
     return shown
-
-
-def in_time(watch: Watch, shifts: list[tuple[float, str]]) -> None:
-    """Every answer is of a version that its time allows: one that was served between question and answer."""
-    for asked, answered, version in watch.answers:
-        served = {name for at, name in shifts if asked - ALLOWED_AFTER_S <= at <= answered + ALLOWED_AFTER_S}
-        served |= {name for (at, name), (end, _) in zip(shifts, [*shifts[1:], (float("inf"), "")], strict=True)
-                   if at <= answered and asked <= end}  # fmt: skip
-        assert version in served, (asked, answered, version, shifts)
 
 
 async def test_versions_follow_each_other_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
@@ -404,13 +393,9 @@ async def test_a_model_is_scaled_by_its_load_and_back(repository: Path, make_hos
     host.start()
     first = host.worker_pids_of("versioned.v1")
     assert list(first) == [0]
-    loop = asyncio.get_running_loop()
     async with watched(host, clients=8) as watch:
-        begun = loop.time()
         await off_loop(lambda: host.status().models[0].ready == 2, "a second process is ready")
-        took_s = loop.time() - begun
         await watch.more(40)
-    assert took_s < 3 + 1.5, took_s
     assert watch.failed == []
     assert first.items() <= host.worker_pids_of("versioned.v1").items()
 
