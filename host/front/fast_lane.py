@@ -133,7 +133,7 @@ class FastLane:
 
     def chosen(self, plain: PlainHead) -> PlainHead:
         """What a head of a model with canaries or a shadow says for this one request: the version that answers it."""
-        if plain.traffic is None:
+        if plain.traffic is None or not plain.canaries:
             return plain
         position = self.sharing.canary(plain.traffic, plain.slot)
         return plain if position == NO_CANARY else plain.canaries[position]

@@ -17,11 +17,11 @@ class CopyCounts:
 
     sent: int = 0
     shed: int = 0
-    """Not sent, or refused before a worker had it: there was no room, or no time."""
+    """Not sent, or refused before a worker could have it: the front is busy, calls are queued, no worker is ready."""
     failed: int = 0
     """Sent, and no answer, or one with a status of 500 or more."""
     skipped: int = 0
-    """Answered and not compared: too many a second, too large, or the original has no answer to compare with."""
+    """Answered and not compared: too many a second, or too large."""
     equal: int = 0
     different: int = 0
 

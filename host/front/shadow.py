@@ -1,7 +1,8 @@
 """Copies of requests for shadow versions: sent when there is room, compared when there is time; nobody waits for them.
 
-The original is submitted first; its copy follows in a later turn of the loop. Whatever becomes of the copy is counted
-and changes nothing for the original, whose client gets its answer before anything is looked at here.
+A copy is made when the original's client has its answer, so it takes nothing from the request that it is a copy of.
+From the others it takes what the front and the workers' CPUs have to spare: where the front is busy or anything is
+queued, copies are the first to go. Whatever becomes of a copy is counted, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,16 +21,20 @@ from host.dispatch import PoolKey
 from host.front.comparison import Answered, first_difference
 from host.front.gateway import Call, Client, Gateway
 from host.front.outcomes import FAILED_MIN_STATUS, CopyCounts
+from host.front.pressure import Pressure
 from host.protocol.errors import RequestError
 from host.protocol.messages import ResponseHead
 
 logger = logging.getLogger("modelhost.front")
 
+BUSY_MAX: Final = 0.5
+"""A front that runs, or waits for a CPU, more of its time than this makes no copies: they cost as much as originals."""
+
 OUTSTANDING_MAX: Final = 64
 """Copies of one model in one front that are not answered: what a shadow that hangs can hold."""
 
 HELD_MAX_BYTES: Final = 32 << 20
-"""Bodies of all copies of one front: their originals may be answered long before, and count no more."""
+"""Bodies of all copies of one front: their originals are answered, and count no more."""
 
 COPIES_PER_TURN: Final = 8
 """So many are submitted in one turn of the loop, some 5 us each; what clients sent comes in between."""
@@ -67,12 +73,16 @@ class Pace:
 class Shadows:
     """All copies of one front."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, gateway: Gateway) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, gateway: Gateway, busy: Callable[[int], float] | None = None
+    ) -> None:
+        """`busy`: the share of its time that the front has no more to give, now (nanoseconds, monotonic)."""
         self._loop = loop
         self._gateway = gateway
-        self._waiting: deque[tuple[Call, _Pair]] = deque()
-        """Originals that are or will be submitted in this turn."""
+        self._busy = busy or Pressure().share
+        self._waiting: deque[_Copy] = deque()
         self._outstanding: Counter[PoolKey] = Counter()
+        """Waiting or submitted."""
         self._held_bytes = 0
         self._pace = Pace()
         self._logged_ns = -_NS_PER_S
@@ -82,51 +92,53 @@ class Shadows:
         """Copies that have not ended."""
         return self._outstanding.total()
 
-    def copy(self, call: Call, shadow: DeployedModel) -> None:
-        """Have a call that is about to be submitted copied, if there is room; its client becomes another one."""
-        key = shadow.key
-        outcomes = self._gateway.outcomes.get(key)
+    def follow(self, call: Call, shadow: DeployedModel) -> None:
+        """Have a call that is about to be submitted copied when it is answered; its client becomes another one."""
+        outcomes = self._gateway.outcomes.get(shadow.key)
         if outcomes is None:
             return
+        if self._busy(call.received_ns) > BUSY_MAX:
+            outcomes.copies.shed += 1
+            return
+        call.client = _Original(self, call.client, shadow, outcomes.copies)
+
+    def original_answered(self, call: Call, answer: Answered, shadow: DeployedModel, counts: CopyCounts) -> None:
+        """The client has its answer: copy the call in a turn to come, if there is room."""
+        key = shadow.key
         if (
             self._outstanding[key] >= OUTSTANDING_MAX
             or self._held_bytes + call.size_bytes > HELD_MAX_BYTES
             or not self._is_free(call.pool, key)
         ):
-            outcomes.copies.shed += 1
+            counts.shed += 1
             return
         self._outstanding[key] += 1
         self._held_bytes += call.size_bytes
-        pair = _Pair(self, call.client, shadow, call.pool, call.request_id, call.size_bytes, outcomes.copies)
-        call.client = pair
         if not self._waiting:
-            self._loop.call_soon(self._send)
-        self._waiting.append((call, pair))
+            self._loop.call_soon(self._submit_some)
+        self._waiting.append(_Copy(self, call, answer, shadow, counts))
 
     def _is_free(self, original: PoolKey, shadow: PoolKey) -> bool:
-        """Whether neither has anything queued: under load, copies are the first to go."""
+        """Whether neither has anything queued."""
         gateway = self._gateway
         return gateway.not_ready(shadow) is None and not gateway.queued(shadow) and not gateway.queued(original)
 
-    def _send(self) -> None:
+    def _submit_some(self) -> None:
         for _ in range(min(COPIES_PER_TURN, len(self._waiting))):
-            self._submit(*self._waiting.popleft())
+            self._submit(self._waiting.popleft())
         if self._waiting:
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self._submit_some)
 
-    def _submit(self, original: Call, pair: _Pair) -> None:
-        if pair.refused_original:  # not admitted
-            self._end(pair)
-            return
-        if not self._is_free(pair.original_key, pair.shadow.key):
-            pair.counts.shed += 1
-            self._end(pair)
+    def _submit(self, copy: _Copy) -> None:
+        original, shadow = copy.original, copy.shadow
+        if not self._is_free(original.pool, shadow.key):
+            copy.refused(None, None)
             return
         now_ns = time.monotonic_ns()
-        copy = Call(
-            client=_CopyClient(self, pair),
-            pool=pair.shadow.key,
-            deadline_ns=now_ns + pair.shadow.limits.timeout_ms * _NS_PER_MS,
+        call = Call(
+            client=copy,
+            pool=shadow.key,
+            deadline_ns=now_ns + shadow.limits.timeout_ms * _NS_PER_MS,
             size_bytes=original.size_bytes,
             operation=original.operation,
             body=original.body,
@@ -137,111 +149,91 @@ class Shadows:
             request_id=original.request_id,
             traceparent=original.traceparent,
         )
-        self._gateway.submit(copy, now_ns)
-        if not pair.ended:
-            pair.sent = True
-            pair.counts.sent += 1
+        self._gateway.submit(call, now_ns)
+        if not copy.ended:
+            copy.sent = True
+            copy.counts.sent += 1
 
-    # -- answers ------------------------------------------------------------------------------------------
-    def copy_refused(self, pair: _Pair) -> None:
-        """No worker of the shadow answers it."""
-        if pair.sent:
-            pair.counts.failed += 1
+    def ended(self, copy: _Copy) -> None:
+        """A copy takes no room any more."""
+        copy.ended = True
+        self._outstanding[copy.shadow.key] -= 1
+        self._held_bytes -= copy.original.size_bytes
+
+    def compare_soon(self, copy: _Copy, theirs: Answered) -> None:
+        """Both have answered: compare them in a turn to come, if they can be and there is time."""
+        ours = copy.answer
+        size_bytes = len(ours.body) + len(theirs.body)
+        if _NOT_KEPT in (ours.body, theirs.body) or not self._pace.allows(size_bytes, time.monotonic_ns()):
+            copy.counts.skipped += 1
         else:
-            pair.counts.shed += 1
-        self._end(pair)
+            self._loop.call_soon(self._compare, copy, theirs)
 
-    def copy_answered(self, pair: _Pair, head: ResponseHead, body: bytes) -> None:
-        """The shadow has answered."""
-        self._end(pair)
-        if head.status >= FAILED_MIN_STATUS:
-            pair.counts.failed += 1
-            return
-        pair.of_copy = _kept(head, body)
-        if pair.refused_original:
-            pair.counts.skipped += 1
-        elif pair.of_original is not None:
-            self.settle(pair, pair.of_original, pair.of_copy)
-
-    def settle(self, pair: _Pair, original: Answered, copy: Answered) -> None:
-        """Both have answered: compare them soon, if they can be and there is time."""
-        size_bytes = len(original.body) + len(copy.body)
-        comparable = original.status < FAILED_MIN_STATUS and _NOT_KEPT not in (original.body, copy.body)
-        if comparable and self._pace.allows(size_bytes, time.monotonic_ns()):
-            self._loop.call_soon(self._compare, pair, original, copy)
-        else:
-            pair.counts.skipped += 1
-
-    def _compare(self, pair: _Pair, original: Answered, copy: Answered) -> None:
-        difference = first_difference(original, copy, pair.shadow.shadow_tolerance)
+    def _compare(self, copy: _Copy, theirs: Answered) -> None:
+        difference = first_difference(copy.answer, theirs, copy.shadow.shadow_tolerance)
         if difference is None:
-            pair.counts.equal += 1
+            copy.counts.equal += 1
             return
-        pair.counts.different += 1
+        copy.counts.different += 1
         now_ns = time.monotonic_ns()
         if now_ns - self._logged_ns >= _NS_PER_S:
             self._logged_ns = now_ns
-            shadow, version = group_name(*pair.shadow.key), group_name(*pair.original_key)
+            shadow, version = group_name(*copy.shadow.key), group_name(*copy.original.pool)
+            request_id = copy.original.request_id
             logger.warning(
-                "request %s: shadow %s answers otherwise than %s: %s", pair.request_id, shadow, version, difference
+                "request %s: shadow %s answers otherwise than %s: %s", request_id, shadow, version, difference
             )
-
-    def _end(self, pair: _Pair) -> None:
-        pair.ended = True
-        self._outstanding[pair.shadow.key] -= 1
-        self._held_bytes -= pair.size_bytes
 
 
 @dataclass(slots=True, eq=False)
-class _Pair:
-    """An original and its copy: the client of the original. Implements `Client`."""
+class _Original:
+    """The client of a call that will be copied. Implements `Client`."""
 
     shadows: Shadows
     client: Client
-    """Of the original, from before."""
+    """From before."""
     shadow: DeployedModel
-    original_key: PoolKey
-    request_id: str
-    size_bytes: int
+    counts: CopyCounts
+
+    def answered(self, call: Call, head: ResponseHead, body: bytes) -> None:
+        """Pass the answer on. The copy comes after it; what failed is not copied."""
+        self.client.answered(call, head, body)
+        if head.status < FAILED_MIN_STATUS:
+            self.shadows.original_answered(call, _kept(head, body), self.shadow, self.counts)
+
+    def refused(self, call: Call, error: RequestError) -> None:
+        """Pass it on."""
+        self.client.refused(call, error)
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """A copy of a call that was answered: the client that nobody waits behind. Implements `Client`."""
+
+    shadows: Shadows
+    original: Call
+    answer: Answered
+    """The original's."""
+    shadow: DeployedModel
     counts: CopyCounts
     sent: bool = False
     ended: bool = False
-    """The copy is done with."""
-    refused_original: bool = False
-    of_original: Answered | None = None
-    of_copy: Answered | None = None
 
     def answered(self, call: Any, head: ResponseHead, body: bytes) -> None:
-        """Pass the answer on; what remains to be done waits for the next turn."""
-        self.client.answered(call, head, body)
-        self.of_original = _kept(head, body)
-        if self.of_copy is not None:
-            self.shadows.settle(self, self.of_original, self.of_copy)
+        """Compare it, or count its failure."""
+        self.shadows.ended(self)
+        if head.status >= FAILED_MIN_STATUS:
+            self.counts.failed += 1
+        else:
+            self.shadows.compare_soon(self, _kept(head, body))
 
-    def refused(self, call: Any, error: RequestError) -> None:
-        """Pass it on: there is nothing to compare with."""
-        self.client.refused(call, error)
-        self.refused_original = True
-        if self.of_copy is not None:
-            self.counts.skipped += 1
-
-
-class _CopyClient:
-    """The client of a copy, which nobody waits for. Implements `Client`."""
-
-    __slots__ = ("_pair", "_shadows")
-
-    def __init__(self, shadows: Shadows, pair: _Pair) -> None:
-        self._shadows = shadows
-        self._pair = pair
-
-    def answered(self, call: Any, head: ResponseHead, body: bytes) -> None:
-        """Keep it for the comparison."""
-        self._shadows.copy_answered(self._pair, head, body)
-
-    def refused(self, call: Any, error: RequestError) -> None:
-        """Count it."""
-        self._shadows.copy_refused(self._pair)
+    def refused(self, call: Any, error: Any) -> None:
+        """Count it: as shed if no worker was to have it yet."""
+        self.shadows.ended(self)
+        if self.sent:
+            self.counts.failed += 1
+        else:
+            self.counts.shed += 1
 
 
 _NOT_KEPT: Final = b""
@@ -249,4 +241,5 @@ _NOT_KEPT: Final = b""
 
 
 def _kept(head: ResponseHead, body: bytes) -> Answered:
-    return Answered(head.status, head.encoding, head.json_bytes, body if len(body) <= COMPARED_MAX_BYTES else _NOT_KEPT)
+    kept = body if len(body) <= COMPARED_MAX_BYTES else _NOT_KEPT
+    return Answered(head.status, head.encoding, head.json_bytes, kept)

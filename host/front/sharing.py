@@ -35,9 +35,9 @@ class Sharing:
         return position
 
     def prepare(self, call: Call, traffic: Traffic) -> None:
-        """Before a call is submitted: say who answers if its canary cannot, or have it copied to the shadow."""
+        """Before a call is submitted: say who answers if its canary cannot, or have a copy follow it."""
         default = traffic.default
-        if call.pool != default.key:
+        if call.pool[1] != default.version:
             call.fallback = Fallback(default.key, default.limits.timeout_ms * _NS_PER_MS)
-        elif traffic.shadow is not None and traffic.is_copied(int(self._draw() * SLOTS)):
-            self._shadows.copy(call, traffic.shadow)
+        elif traffic.shadow is not None and int(self._draw() * SLOTS) < traffic.copied_slots:
+            self._shadows.follow(call, traffic.shadow)

@@ -30,9 +30,13 @@ class Traffic:
     shadow: DeployedModel | None = None
     ranges: tuple[tuple[int, int], ...] = field(init=False)
     """Of each canary: its first slot, and the one behind its last."""
+    copied_slots: int = field(init=False)
+    """A request that the default answers draws once more: below this, it is copied to the shadow."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranges", tuple(_ranges([model.canary_percent for model in self.canaries])))
+        copied_percent = 0 if self.shadow is None else self.shadow.shadow_percent
+        object.__setattr__(self, "copied_slots", copied_percent * SLOTS_PER_PERCENT)
 
     def canary_of(self, slot: int) -> int:
         """The canary that owns a slot, by its position; `NO_CANARY`: the slot is the default's."""
@@ -40,10 +44,6 @@ class Traffic:
             if start <= slot < end:
                 return position
         return NO_CANARY
-
-    def is_copied(self, slot: int) -> bool:
-        """Whether a request that drew this slot is copied to the shadow."""
-        return self.shadow is not None and slot < self.shadow.shadow_percent * SLOTS_PER_PERCENT
 
     def sticky_slot(self, key: str | None) -> int | None:
         """The slot of a request's key; None: it draws one, because it has no key."""

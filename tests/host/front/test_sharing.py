@@ -24,6 +24,7 @@ from host.front.headers import RequestIds
 from host.front.outcomes import CopyCounts
 from host.front.routes import match_route
 from host.front.shadow import (
+    BUSY_MAX,
     COMPARED_BYTES_PER_S,
     COMPARED_MAX_BYTES,
     COMPARISONS_PER_S,
@@ -101,11 +102,17 @@ class Client:
 class Bench:
     """A front without sockets: the fast lane before a real gateway, a link for each version."""
 
-    def __init__(self, *models: DeployedModel, draw: Callable[[], float] = lambda: 0.0, ready: str = "12") -> None:
+    def __init__(
+        self,
+        *models: DeployedModel,
+        draw: Callable[[], float] = lambda: 0.0,
+        ready: str = "12",
+        busy: float = 0.0,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.catalog = Catalog(Deployment(models))
         self.gateway = Gateway(loop, self.catalog)
-        self.shadows = Shadows(loop, self.gateway)
+        self.shadows = Shadows(loop, self.gateway, lambda now_ns: busy)
         self.sharing = Sharing(self.gateway, self.shadows, draw)
         self.budget = BodyBudget(1 << 20)
         self.lane = FastLane(
@@ -328,10 +335,11 @@ async def test_a_body_that_is_too_much_is_refused_and_not_copied() -> None:
     bench = Bench(*SHADOW)
     bench.ask(body=bytes(150_000))
     bench.ask(body=bytes(150_000))
-    await asyncio.sleep(0)
-    assert bench.asked == {"1": 1, "2": 1}
     bench.answer("1")
+    await settled()
     assert bench.statuses == [200, 503]
+    assert bench.asked == {"2": 1}
+    assert bench.counts() == CopyCounts(sent=1)
     bench.close()
 
 
@@ -348,16 +356,24 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_copy_follows_the_original_and_its_answer_is_compared() -> None:
+async def copied(bench: Bench, ours: bytes = answer_of(1.0), status: int = 200, *lines: str) -> None:
+    """Ask, have the default answer, and wait until the copy is sent, if it is."""
+    bench.ask(*lines)
+    bench.answer("1", ours, status)
+    await settled()
+
+
+async def test_a_copy_follows_the_answer_and_its_own_is_compared() -> None:
     bench = Bench(*SHADOW)
     bench.ask("X-Request-Id: mine")
-    assert bench.asked == {"1": 1}
     await settled()
-    [original], [copy] = bench.links["1"].sent, bench.links["2"].sent
-    assert (copy.request_id, copy.operation) == ("mine", Operation.INFER)
-    assert copy.deadline_ns > original.deadline_ns
+    assert bench.asked == {"1": 1}  # the original first, alone
     bench.answer("1", answer_of(1.0))
     assert bench.statuses == [200]
+    assert bench.asked == {}
+    await settled()
+    [copy] = bench.links["2"].sent
+    assert (copy.request_id, copy.operation) == ("mine", Operation.INFER)
     bench.answer("2", answer_of(1.0 + 1e-9, "2"))
     assert bench.counts() == CopyCounts(sent=1)
     await settled()
@@ -366,14 +382,20 @@ async def test_a_copy_follows_the_original_and_its_answer_is_compared() -> None:
     bench.close()
 
 
+async def test_a_copy_has_the_time_of_its_own_version() -> None:
+    bench = Bench(version(1), version(2, shadow_percent=100, timeout_ms=7))
+    await copied(bench)
+    [copy] = bench.links["2"].sent
+    assert copy.deadline_ns - copy.received_ns == 7_000_000
+    bench.close()
+
+
 async def test_a_difference_is_counted_and_one_a_second_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(*SHADOW)
     with caplog.at_level(logging.WARNING, "modelhost.front"):
         for number in range(3):
-            bench.ask(f"X-Request-Id: r{number}")
-            await settled()
-            bench.answer("2", answer_of(0.5, "2"))  # the copy may be first
-            bench.answer("1", answer_of(0.25))
+            await copied(bench, answer_of(0.25), 200, f"X-Request-Id: r{number}")
+            bench.answer("2", answer_of(0.5, "2"))
             await settled()
     assert bench.statuses == [200] * 3
     assert bench.counts() == CopyCounts(sent=3, different=3)
@@ -385,10 +407,10 @@ async def test_a_difference_is_counted_and_one_a_second_is_logged(caplog: pytest
 
 async def test_a_share_of_the_requests_is_copied() -> None:
     bench = Bench(version(1), version(2, shadow_percent=30), draw=draws(0.2999, 0.3))
-    bench.ask()
-    bench.ask()
-    await settled()
-    assert bench.asked == {"1": 2, "2": 1}
+    await copied(bench)
+    await copied(bench)
+    assert bench.asked == {"2": 1}
+    assert bench.counts() == CopyCounts(sent=1)  # the other one is not shed: it was not to be copied
     bench.close()
 
 
@@ -396,9 +418,11 @@ async def test_what_a_canary_answers_is_not_copied() -> None:
     models = (version(1), version(2, canary_percent=50), version(3, shadow_percent=100))
     bench = Bench(*models, draw=draws(0.0, 0.7, 0.0), ready="123")
     bench.ask()
-    bench.ask()
+    bench.answer("2")
     await settled()
-    assert bench.asked == {"1": 1, "2": 1, "3": 1}
+    assert bench.asked == {}
+    await copied(bench)
+    assert bench.asked == {"3": 1}
     bench.close()
 
 
@@ -406,9 +430,7 @@ async def test_a_shadow_that_hangs_gets_no_more_than_its_bound_and_nobody_waits(
     bench = Bench(version(1), version(2, shadow_percent=100, timeout_ms=50))
     asked = 3 * OUTSTANDING_MAX
     for _ in range(asked):
-        bench.ask()
-        await settled()
-        bench.answer("1", answer_of(1.0))
+        await copied(bench)
     assert bench.statuses == [200] * asked
     assert bench.asked == {"2": OUTSTANDING_MAX}
     assert bench.counts() == CopyCounts(sent=OUTSTANDING_MAX, shed=2 * OUTSTANDING_MAX)
@@ -421,34 +443,60 @@ async def test_a_shadow_that_hangs_gets_no_more_than_its_bound_and_nobody_waits(
     bench.close()
 
 
+async def test_copies_hold_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host.front.shadow.HELD_MAX_BYTES", 250)
+    bench = Bench(*SHADOW)
+    for _ in range(3):
+        bench.ask(body=bytes(100))
+        bench.answer("1")
+        await settled()
+    assert bench.counts() == CopyCounts(sent=2, shed=1)
+    bench.answer("2")
+    bench.ask(body=bytes(100))
+    bench.answer("1")
+    await settled()
+    assert bench.counts().sent == 3
+    bench.close()
+
+
 async def test_copies_of_many_requests_at_once_go_out_a_few_a_turn() -> None:
     bench = Bench(*SHADOW)
     for _ in range(COPIES_PER_TURN + 1):
         bench.ask()
+    for _ in range(COPIES_PER_TURN + 1):
+        bench.answer("1")
     await asyncio.sleep(0)
-    assert bench.asked == {"1": COPIES_PER_TURN + 1, "2": COPIES_PER_TURN}
+    assert bench.asked == {"2": COPIES_PER_TURN}
     await asyncio.sleep(0)
-    assert bench.asked["2"] == COPIES_PER_TURN + 1
+    assert bench.asked == {"2": COPIES_PER_TURN + 1}
     bench.close()
 
 
-@pytest.mark.parametrize("busy", ["1", "2"])
-async def test_copies_are_shed_when_anything_is_queued(busy: str) -> None:
+@pytest.mark.parametrize(("busy", "counts"), [(BUSY_MAX, CopyCounts(sent=1)), (BUSY_MAX + 0.01, CopyCounts(shed=1))])
+async def test_a_busy_front_makes_no_copies(busy: float, counts: CopyCounts) -> None:
+    bench = Bench(*SHADOW, busy=busy)
+    await copied(bench)
+    assert bench.statuses == [200]
+    assert bench.counts() == counts
+    bench.close()
+
+
+@pytest.mark.parametrize("queued", ["1", "2"])
+async def test_copies_are_shed_when_anything_is_queued(queued: str) -> None:
     bench = Bench(version(1, max_batch_rows=1), version(2, shadow_percent=100, max_batch_rows=1))
-    for _ in range(3):  # two batches of one row are with the worker, one waits
-        bench.ask(path=f"/v2/models/m/versions/{busy}/infer")
-    assert bench.gateway.queued(("m", busy)) == 1
     bench.ask()
+    for _ in range(4):  # two batches of one row may be with the worker
+        bench.ask(path=f"/v2/models/m/versions/{queued}/infer")
+    bench.answer("1", position=0)
     await settled()
+    assert bench.gateway.queued(("m", queued)) >= 1
     assert bench.counts() == CopyCounts(shed=1)
     bench.close()
 
 
 async def test_copies_are_shed_when_no_worker_is_ready() -> None:
     bench = Bench(*SHADOW, ready="1")
-    bench.ask()
-    await settled()
-    bench.answer("1")
+    await copied(bench)
     assert bench.statuses == [200]
     assert bench.counts() == CopyCounts(shed=1)
     bench.close()
@@ -457,6 +505,7 @@ async def test_copies_are_shed_when_no_worker_is_ready() -> None:
 async def test_a_shadow_that_dies_before_the_copy_is_sent_sheds_it() -> None:
     bench = Bench(*SHADOW)
     bench.ask()
+    bench.answer("1")
     bench.leave("2")
     await settled()
     assert bench.counts() == CopyCounts(shed=1)
@@ -466,67 +515,75 @@ async def test_a_shadow_that_dies_before_the_copy_is_sent_sheds_it() -> None:
 
 async def test_a_shadow_that_dies_with_copies_fails_them_alone() -> None:
     bench = Bench(*SHADOW)
-    bench.ask()
-    await settled()
+    await copied(bench)
     bench.leave("2")
-    bench.answer("1")
     assert bench.statuses == [200]
     assert bench.counts() == CopyCounts(sent=1, failed=1)
+    assert bench.shadows.outstanding == 0
+    bench.close()
+
+
+async def test_a_shadow_that_is_withdrawn_is_followed_no_more() -> None:
+    bench = Bench(*SHADOW)
+    bench.ask()
+    bench.gateway.serve([version(1)])
+    bench.leave("2")
+    bench.answer("1")
+    await settled()
+    bench.ask()  # by a head that is remembered
+    bench.answer("1")
+    await settled()
+    assert bench.statuses == [200, 200]
+    assert bench.shadows.outstanding == 0
     bench.close()
 
 
 async def test_a_failed_copy_is_no_difference_and_a_refused_one_is() -> None:
     bench = Bench(*SHADOW)
     for status in (500, 422):
-        bench.ask()
-        await settled()
-        bench.answer("1", answer_of(1.0))
+        await copied(bench)
         bench.answer("2", status=status)
         await settled()
     assert bench.counts() == CopyCounts(sent=2, failed=1, different=1)
     bench.close()
 
 
-async def test_there_is_nothing_to_compare_with_when_the_original_fails_or_is_too_large() -> None:
+async def test_answers_that_are_too_large_are_not_compared() -> None:
     bench = Bench(*SHADOW)
     large = answer_of(1.0) + b" " * COMPARED_MAX_BYTES
-    for ours, status, theirs in ((b"{}", 500, b"{}"), (large, 200, b"{}"), (answer_of(1.0), 200, large)):
-        bench.ask()
-        await settled()
-        bench.answer("1", ours, status)
+    for ours, theirs in ((large, b"{}"), (answer_of(1.0), large)):
+        await copied(bench, ours)
         bench.answer("2", theirs)
         await settled()
-    assert bench.counts() == CopyCounts(sent=3, skipped=3)
+    assert bench.counts() == CopyCounts(sent=2, skipped=2)
     bench.close()
 
 
-async def test_an_original_that_is_not_admitted_is_not_copied() -> None:
-    bench = Bench(*SHADOW, ready="2")
+async def test_an_original_that_fails_or_is_refused_is_not_copied() -> None:
+    bench = Bench(*SHADOW)
+    await copied(bench, b"{}", 500)
     bench.ask()
+    bench.leave("1")
     await settled()
-    assert bench.statuses == [503]
+    assert bench.statuses == [500, 503]
     assert bench.counts() == CopyCounts()
     assert bench.shadows.outstanding == 0
     bench.close()
 
 
-async def test_an_original_whose_client_goes_leaves_the_copy_without_effect() -> None:
+async def test_an_original_whose_client_has_gone_is_not_copied() -> None:
     bench = Bench(*SHADOW)
     bench.ask()
-    await settled()
     bench.close()
-    bench.answer("2", answer_of(1.0))
     bench.answer("1", answer_of(1.0))
     await settled()
-    assert bench.counts() == CopyCounts(sent=1)
-    assert bench.shadows.outstanding == 0
+    assert bench.asked == {}
+    assert bench.counts() == CopyCounts()
 
 
 async def test_copies_are_no_calls_of_the_original() -> None:
     bench = Bench(*SHADOW)
-    bench.ask()
-    await settled()
-    bench.answer("1")
+    await copied(bench)
     assert bench.gateway.busy() == {("m", "2"): 1}
     bench.close()
 
@@ -548,10 +605,9 @@ async def test_calls_of_the_other_lane_are_copied_too() -> None:
     assert traffic is not None
     bench.sharing.prepare(call, traffic)
     bench.gateway.submit(call, now_ns)
-    await settled()
     for number in "12":
         bench.answer(number, b'{"predictions": [1]}')
-    await settled()
+        await settled()
     assert client.told == [(200, b'{"predictions": [1]}')]
     assert bench.counts() == CopyCounts(sent=1, equal=1)
 
