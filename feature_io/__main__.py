@@ -11,6 +11,7 @@ from pathlib import Path
 import uvloop
 
 from feature_io.server import FeatureOptions, serve_features
+from host.protocol import logs
 from host.protocol.errors import ConfigError
 from host.protocol.process import EXIT_CONFIG, die_with_parent
 
@@ -24,13 +25,12 @@ def main() -> int:
     parser.add_argument("--body-max-bytes", type=int, default=64 << 20, help="largest body (default %(default)s)")
     parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish requests (default %(default)s)")
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
+    parser.add_argument(
+        "--log-format", default=logs.TEXT, choices=logs.FORMATS, help="how log lines are written (default %(default)s)"
+    )
     options = parser.parse_args()
     die_with_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s features:{options.index} %(message)s",
-    )
+    logs.configure(f"features:{options.index}", options.log_level, options.log_format)
     # The driver logs every attempt of every reconnection.
     logging.getLogger("cassandra").setLevel(max(logging.ERROR, logging.getLogger().level))
     try:

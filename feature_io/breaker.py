@@ -5,13 +5,17 @@ No clock: times are given, in seconds of a monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from host.protocol.counters import STORE, Words, private_counters
 
 FAILURES: Final = 5
 """In a row, before a store is left alone."""
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 2.0
+_OPENINGS: Final = STORE.at("openings")
+_OPEN: Final = STORE.at("open")
 """Pauses double from the first to the longest: a store that is back is noticed within seconds."""
 
 
@@ -25,7 +29,13 @@ class Breaker:
     pause_s: float = 0.0
     """0: closed."""
     trying: bool = False
-    openings: int = 0
+    words: Words = field(default_factory=lambda: private_counters(STORE))
+    """Where it counts."""
+
+    @property
+    def openings(self) -> int:
+        """How often it has left the store alone."""
+        return self.words[_OPENINGS]
 
     @property
     def is_open(self) -> bool:
@@ -43,6 +53,8 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The store answered."""
+        if self.pause_s:
+            self.words[_OPEN] = 0
         self.failures, self.pause_s, self.trying = 0, 0.0, False
 
     def failed(self, now_s: float) -> None:
@@ -51,7 +63,8 @@ class Breaker:
         if self.pause_s and not self.trying:
             return  # a read that was sent before the circuit opened
         if self.pause_s or self.failures >= FAILURES:
-            self.openings += not self.pause_s
+            self.words[_OPENINGS] += not self.pause_s
+            self.words[_OPEN] = 1
             self.pause_s = min(LONGEST_PAUSE_S, self.pause_s * 2 or FIRST_PAUSE_S)
             self.open_until_s = now_s + self.pause_s
             self.trying = False

@@ -14,6 +14,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from host.protocol.counters import FEATURES, Words, private_counters
+
 Packed = tuple[bytes | None, ...]
 """One entity's features, each as `feature_io.values` packs it; None is null."""
 
@@ -24,6 +26,9 @@ ENTRY_BYTES: Final = 400
 """An entry, its key's tuple, its places in the dictionary and in a queue: measured with `tracemalloc`, rounded up."""
 GHOSTS_MIN: Final = 1024
 _DEAD_MIN: Final = 1024
+_EVICTIONS: Final = FEATURES.at("evictions")
+_ENTRIES: Final = FEATURES.at("entries")
+_SIZE_BYTES: Final = FEATURES.at("size_bytes")
 JITTER: Final = 0.1
 """A row's TTL is shortened by up to so much, so that rows which were read together are not read again together."""
 
@@ -66,10 +71,12 @@ class Entry:
 class Cache:
     """Entries by key."""
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, words: Words | None = None) -> None:
+        """`words`: where it counts, by the layout `FEATURES`; None: where nobody else sees it."""
+        self._words = private_counters(FEATURES) if words is None else words
+        self._words[FEATURES.at("capacity_bytes")] = capacity_bytes
         self.capacity_bytes = capacity_bytes
         self.size_bytes = 0
-        self.evictions = 0
         self._small_bytes = 0
         self._entries: dict[Hashable, Entry] = {}
         self._small: deque[Entry] = deque()
@@ -80,6 +87,11 @@ class Cache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def evictions(self) -> int:
+        """Entries that had to go for others."""
+        return self._words[_EVICTIONS]
 
     def get(self, key: Hashable) -> Entry | None:
         """The entry of a key, whatever its age."""
@@ -133,6 +145,8 @@ class Cache:
 
     def _count(self, entry: Entry, more_bytes: int) -> None:
         self.size_bytes += more_bytes
+        self._words[_SIZE_BYTES] = self.size_bytes
+        self._words[_ENTRIES] = len(self._entries)
         if not entry.in_main:
             self._small_bytes += more_bytes
 
@@ -164,7 +178,7 @@ class Cache:
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.key]
         self._count(entry, -entry.size_bytes)
-        self.evictions += 1
+        self._words[_EVICTIONS] += 1
 
 
 def entry_bytes(key: Hashable, row: Packed | None) -> int:

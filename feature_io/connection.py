@@ -9,6 +9,7 @@ from typing import Final
 
 from feature_io.entities import Entities
 from feature_io.stores import Store, StoreUnavailable, TableMismatch
+from host.protocol.counters import STORE, Words
 
 logger = logging.getLogger("modelhost.features")
 
@@ -16,6 +17,7 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
 """Pauses between tries double from the first to the longest."""
 
+_CONNECTED: Final = STORE.at("connected")
 OPEN_TIMEOUT_S: Final = 10.0
 CHECK_TIMEOUT_S: Final = 5.0
 
@@ -23,8 +25,11 @@ CHECK_TIMEOUT_S: Final = 5.0
 class StoreConnection:
     """Gives the views of one store their readers, as soon as it can and as often as it takes."""
 
-    def __init__(self, name: str, store: Store, views: Sequence[Entities], changed: Callable[[], None]) -> None:
-        """`changed` is called when what keeps a view from being read has changed."""
+    def __init__(
+        self, name: str, store: Store, views: Sequence[Entities], changed: Callable[[], None], words: Words
+    ) -> None:
+        """`changed` is called when what keeps a view from being read has changed; `words`: where it counts."""
+        self._words = words
         self._name = name
         self._store = store
         self._views = views
@@ -43,6 +48,7 @@ class StoreConnection:
                     await self._store.open(OPEN_TIMEOUT_S)
                     opened = True
                 if await self._check():
+                    self._words[_CONNECTED] = 1
                     logger.info("store %s: connected, %d views checked", self._name, len(self._views))
                     return
             except StoreUnavailable as error:

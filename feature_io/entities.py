@@ -16,33 +16,50 @@ from feature_io.completion import Found, Source
 from feature_io.stores import BadRow, Key, Row, StoreBusy, StoreUnavailable, ViewReader
 from feature_io.values import Packer
 from host.config.features import FeatureView
+from host.protocol.counters import VIEW, Words, private_counters
+from host.protocol.latency import LatencyHistogram
 
 logger = logging.getLogger("modelhost.features")
 
 COMPLAINT_S: Final = 1.0
 """A view's failures are logged at most so often."""
 
+_NS_PER_S: Final = 1e9
 _NOWHERE: Final = Found(Source.NOWHERE, None)
 
 
-@dataclass(slots=True)
-class ViewCounters:
-    """What happened to the keys that were asked for, since the process started."""
+_FRESH: Final = VIEW.at("fresh")
+_STALE: Final = VIEW.at("stale")
+_NEGATIVE: Final = VIEW.at("negative")
+_PRESENT: Final = VIEW.at("present")
+_ABSENT: Final = VIEW.at("absent")
+_UNAVAILABLE: Final = VIEW.at("unavailable")
+_QUERIES: Final = VIEW.at("queries")
+_JOINED: Final = VIEW.at("joined")
+_FAILURES: Final = VIEW.at("failures")
+_BAD_ROWS: Final = VIEW.at("bad_rows")
+_REFUSED: Final = VIEW.at("refused")
+_QUERY_NS: Final = VIEW.at("query_ns")
 
-    present: int = 0
-    cached: int = 0
-    stale: int = 0
-    missing: int = 0
-    unavailable: int = 0
-    queries: int = 0
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewCounters:
+    """What happened to the keys that were asked for, since the host started."""
+
+    present: int
+    cached: int
+    stale: int
+    missing: int
+    unavailable: int
+    queries: int
     """Reads sent to the store."""
-    joined: int = 0
+    joined: int
     """Asked for while their read was on its way."""
-    failures: int = 0
-    bad_rows: int = 0
-    refused: int = 0
+    failures: int
+    bad_rows: int
+    refused: int
     """Reads that the circuit breaker kept from the store."""
-    query_s: float = 0.0
+    query_s: float
 
 
 class Entities:
@@ -57,12 +74,17 @@ class Entities:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        words: Words | None = None,
     ) -> None:
-        """`place`: the view's among all, which keeps its entries in the one cache apart from others'."""
+        """`place`: the view's among all, which keeps its entries in the one cache apart from others'.
+
+        `words`: where it counts, by the layout `VIEW`; None: where nobody else sees it.
+        """
         self.view = view
         self.reader: ViewReader | None = None
         """None while the store has not been connected, or the table does not fit."""
-        self.counters = ViewCounters()
+        self._words = private_counters(VIEW) if words is None else words
+        self._query = LatencyHistogram(self._words, _QUERY_NS)
         self._place = place
         self._cache = cache
         self._breaker = breaker
@@ -76,6 +98,24 @@ class Entities:
         """Counts invalidations: what was read before one is not kept after it."""
         self._complained_s = float("-inf")
 
+    @property
+    def counters(self) -> ViewCounters:
+        """What has been counted until now."""
+        words = self._words
+        return ViewCounters(
+            present=words[_PRESENT],
+            cached=words[_FRESH],
+            stale=words[_STALE],
+            missing=words[_NEGATIVE] + words[_ABSENT],
+            unavailable=words[_UNAVAILABLE],
+            queries=words[_QUERIES],
+            joined=words[_JOINED],
+            failures=words[_FAILURES],
+            bad_rows=words[_BAD_ROWS],
+            refused=words[_REFUSED],
+            query_s=words[_QUERY_NS] / _NS_PER_S,
+        )
+
     # -- what is known ----------------------------------------------------------------------------------------
     def known(self, key: Key, now_s: float) -> Found | None:
         """What the cache can answer with at once; a stale row is read anew meanwhile."""
@@ -85,18 +125,18 @@ class Entities:
         if now_s < entry.fresh_until_s:
             row = entry.row
             if row is None:
-                self.counters.missing += 1
+                self._words[_NEGATIVE] += 1
                 return Found(Source.MISSING, None)
-            self.counters.cached += 1
+            self._words[_FRESH] += 1
             return Found(Source.CACHE, row)
         age = entry.age(now_s)
         if age is Age.STALE:
             if key not in self._reads:
                 self._start(key)
             if entry.row is None:
-                self.counters.missing += 1
+                self._words[_NEGATIVE] += 1
                 return Found(Source.MISSING, None)
-            self.counters.stale += 1
+            self._words[_STALE] += 1
             return Found(Source.STALE, entry.row)
         if age is Age.GONE:
             self._cache.remove((self._place, key))
@@ -106,9 +146,9 @@ class Entities:
         """What there is when the store fails."""
         entry = self._cache.get((self._place, key))
         if entry is None or entry.age(self._clock()) is Age.GONE:
-            self.counters.unavailable += 1
+            self._words[_UNAVAILABLE] += 1
             return _NOWHERE
-        self.counters.stale += 1
+        self._words[_STALE] += 1
         return Found(Source.STALE if entry.row is not None else Source.MISSING, entry.row)
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -119,10 +159,10 @@ class Entities:
         """
         task = self._reads.get(key)
         if task is not None:
-            self.counters.joined += 1
+            self._words[_JOINED] += 1
             return task
         if self.reader is None or not self._breaker.allows(self._clock()):
-            self.counters.refused += 1
+            self._words[_REFUSED] += 1
             return self._in_need(key)
         return self._start(key, allowed=True)
 
@@ -145,10 +185,10 @@ class Entities:
     async def _read(self, key: Key, *, allowed: bool) -> Found:
         reader, breaker = self.reader, self._breaker
         if reader is None or not (allowed or breaker.allows(self._clock())):
-            self.counters.refused += 1
+            self._words[_REFUSED] += 1
             return self._in_need(key)
         begun_s, generation = self._clock(), self._generation
-        self.counters.queries += 1
+        self._words[_QUERIES] += 1
         try:
             row = await reader.read(key, self._timeout_s)
             breaker.succeeded()
@@ -159,12 +199,12 @@ class Entities:
             return self._in_need(key)
         except StoreUnavailable as error:
             breaker.failed(self._clock())
-            self.counters.failures += 1
+            self._words[_FAILURES] += 1
             self._complain(error)
             return self._in_need(key)
         except BadRow as error:
             breaker.succeeded()
-            self.counters.bad_rows += 1
+            self._words[_BAD_ROWS] += 1
             self._complain(error)
             return self._in_need(key)
         except asyncio.CancelledError:
@@ -173,17 +213,17 @@ class Entities:
         except Exception:
             # A defect of a store, or of its driver: this entity is not known, and everything else goes on.
             breaker.failed(self._clock())
-            self.counters.failures += 1
+            self._words[_FAILURES] += 1
             logger.exception("view %s: a read failed", self.view.name)
             return self._in_need(key)
         finally:
-            self.counters.query_s += self._clock() - begun_s
+            self._query.add(max(0, int((self._clock() - begun_s) * _NS_PER_S)))
         if generation == self._generation:
             self._keep(key, packed)
         if packed is None:
-            self.counters.missing += 1
+            self._words[_ABSENT] += 1
             return Found(Source.MISSING, None)
-        self.counters.present += 1
+        self._words[_PRESENT] += 1
         return Found(Source.STORE, packed)
 
     def _packed(self, row: Row | None) -> Packed | None:

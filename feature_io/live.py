@@ -61,7 +61,7 @@ def invalidate(
 @click.command("stats", short_help="Show what the running host has read and cached.")
 @_host_options
 def stats(run_dir: str | None, config_file: str | None, as_json: bool) -> None:
-    """Show what the feature processes of the running host have counted since they started."""
+    """Show what the feature processes of the running host have counted since the host started."""
     answers = ask_all(_run_dir(run_dir, config_file), Operation.STATISTICS, b"")
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"processes": answers}), indent=2).decode())

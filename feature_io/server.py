@@ -17,6 +17,7 @@ from host.config.deployment import read_deployment
 from host.config.features import Store as StoreConfig
 from host.config.run_dir import FEATURES_GROUP, RunDirectory
 from host.config.watch import replacements
+from host.protocol.counters import counters_or_private
 from host.protocol.errors import ConfigError, FrameError
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
 from host.protocol.messages import Hello, Limits, hello_frame, notice_frame, read_requests
@@ -54,8 +55,15 @@ async def serve_features(
         for connection in connections:
             connection.write(notice_frame(service.notice()))
 
+    writer = f"{FEATURES_GROUP}:{options.index}"
     service = FeatureService(
-        deployment.features, deployment.models, options.cache_bytes, store_of, changed, options.body_max_bytes
+        deployment.features,
+        deployment.models,
+        options.cache_bytes,
+        store_of,
+        changed,
+        options.body_max_bytes,
+        lambda layout, group: counters_or_private(run_dir.counters, layout, writer, group, logger.error),
     )
     hello = Hello(
         model_name=FEATURES_GROUP,

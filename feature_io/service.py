@@ -22,6 +22,7 @@ from host.config.deployment import DeployedModel
 from host.config.features import Features
 from host.config.features import Store as StoreConfig
 from host.config.run_dir import group_name
+from host.protocol.counters import FEATURES, STORE, VIEW, Layout, Words, private_counters
 from host.protocol.documents import encode_document, error_document
 from host.protocol.errors import (
     DeadlineExceeded,
@@ -30,6 +31,7 @@ from host.protocol.errors import (
     RequestError,
     http_status,
 )
+from host.protocol.logs import about
 from host.protocol.messages import Encoding, Notice, Operation, RequestHead, ResponseHead, response_frames
 
 logger = logging.getLogger("modelhost.features")
@@ -42,8 +44,14 @@ FIRST_TRY_S: Final = 10.0
 
 _NS_PER_S: Final = 1e9
 
+_COMPLETED: Final = FEATURES.at("completed")
+
 Reply = Callable[[bytes], None]
 Answer = Callable[[Mapping[Place, Found]], bytes]
+
+
+def _private(layout: Layout, _: str) -> Words:
+    return private_counters(layout)
 
 
 class _Waiting:
@@ -95,14 +103,21 @@ class FeatureService:
         make_store: Callable[[StoreConfig], Store],
         changed: Callable[[], None] = lambda: None,
         max_bytes: int = 64 << 20,
+        words_of: Callable[[Layout, str], Words] = _private,
     ) -> None:
-        """`changed` is called when `notice` says something else than before; `max_bytes`: of any answer."""
+        """`changed` is called when `notice` says something else than before; `max_bytes`: of any answer.
+
+        `words_of`: where it counts what a layout has, of the view or store of that name.
+        """
         self._max_bytes = max_bytes
-        self.cache = Cache(cache_bytes)
+        self._words = words_of(FEATURES, "")
+        self.cache = Cache(cache_bytes, self._words)
         self._features = features
-        self._breakers = {store.name: Breaker() for store in features.stores}
+        stores = {store.name: words_of(STORE, store.name) for store in features.stores}
+        self._breakers = {name: Breaker(words=words) for name, words in stores.items()}
         self._views = [
-            Entities(view, place, self.cache, self._breakers[view.store]) for place, view in enumerate(features.views)
+            Entities(view, place, self.cache, self._breakers[view.store], words=words_of(VIEW, view.name))
+            for place, view in enumerate(features.views)
         ]
         self._connections = [
             StoreConnection(
@@ -110,6 +125,7 @@ class FeatureService:
                 make_store(config),
                 [one for one in self._views if one.view.store == config.name],
                 changed,
+                stores[config.name],
             )
             for config in features.stores
         ]
@@ -121,8 +137,6 @@ class FeatureService:
         self._add(models)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[_Waiting] = set()
-        self.completed = 0
-        """Requests, since the process started."""
 
     def serve(self, models: Iterable[DeployedModel]) -> None:
         """Complete requests of these model versions too. A version stays as it is, so those known stay known."""
@@ -226,7 +240,7 @@ class FeatureService:
     def _completed(self, head: RequestHead, wanted: Wanted, found: Mapping[Place, Found]) -> bytes:
         by_view = {view: [found[view, key] for key in keys] for view, keys in wanted.keys.items()}
         body = wanted.complete(by_view)
-        self.completed += 1
+        self._words[_COMPLETED] += 1
         return response_frames([ResponseHead(head.sequence, 200, Encoding.MSGPACK, body=body)])
 
     def _read(self, head: RequestHead, body: bytes, reply: Reply) -> None:
@@ -294,9 +308,9 @@ class FeatureService:
 
     # -- counters ---------------------------------------------------------------------------------------------
     def statistics(self) -> dict[str, Any]:
-        """What happened since the process started."""
+        """What happened since the host started, and how it is now."""
         return {
-            "completed": self.completed,
+            "completed": self._words[_COMPLETED],
             "cache": {
                 "entries": len(self.cache),
                 "size_bytes": self.cache.size_bytes,
@@ -319,5 +333,5 @@ def refusal(head: RequestHead, error: RequestError) -> bytes:
 
 
 def _defect(head: RequestHead) -> bytes:
-    logger.exception("request %s: reading features failed", head.request_id)
+    logger.exception("reading features failed", extra=about(head.request_id, head.traceparent))
     return refusal(head, Internal("internal error; the feature service's log has the details"))

@@ -16,6 +16,7 @@ from typing import Final
 
 from host.protocol.errors import FrameError, Internal, RequestError
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
+from host.protocol.logs import about
 from host.protocol.messages import (
     Hello,
     Operation,
@@ -202,7 +203,7 @@ class Server:
             return self._service.refusal(head, error)
         except Exception:
             # A defect of ours costs this request, and not the worker with everyone else's.
-            logger.exception("request %s: decoding failed", head.request_id)
+            logger.exception("decoding failed", extra=about(head.request_id, head.traceparent))
             return self._service.refusal(head, Internal("internal error; the worker's log has the details"))
 
     def _send(self, fd: int, data: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from host.protocol.counters import Words
 from host.protocol.documents import encode_document, error_document
 from host.protocol.errors import (
     DeadlineExceeded,
@@ -21,6 +22,7 @@ from host.protocol.errors import (
     http_status,
 )
 from host.protocol.frames import ANSWER_MAX_BYTES
+from host.protocol.logs import IDS_MAX, about
 from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, RequestHead, ResponseHead
 from host.protocol.package import Package
 from host.protocol.tensors import Array, Input, checked_output, joined
@@ -28,7 +30,7 @@ from host.protocol.v1 import PredictCodec, PredictRequest
 from host.protocol.v2 import BatchOutputs, InferCodec, InferRequest
 from models.pace import Pace
 from models.runtimes import Runtime
-from models.statistics import ModelStatistics
+from models.statistics import ModelStatistics, Statistics
 
 logger = logging.getLogger("modelhost.worker")
 
@@ -73,7 +75,8 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
 class Service:
     """Decodes, runs and encodes for one model. `now_ns` is CLOCK_MONOTONIC, or a test's clock."""
 
-    def __init__(self, package: Package, runtime: Runtime) -> None:
+    def __init__(self, package: Package, runtime: Runtime, words: Words | None = None) -> None:
+        """`words`: where it counts (`models.statistics`)."""
         self.package = package
         self._runtime = runtime
         self._signature = package.signature
@@ -86,10 +89,12 @@ class Service:
         self._pace = Pace()
         self._ran_rows = 0
         """Of the last batch, if it ran in one call."""
+        self._running: Sequence[Call] = ()
+        """What the model is called for now."""
         self._batch_service_ns, self._row_service_ns = 0, 0
         self._guard: Guard = NoGuard()
         self._hang_s = float(package.limits.hang_s)
-        self.statistics = ModelStatistics(package.name, package.version)
+        self._counted = Statistics(words)
 
     def guard(self, guard: Guard) -> None:
         """Have every call of the model watched from now on: `limits.hang_s` each."""
@@ -100,14 +105,14 @@ class Service:
 
         A batch that was late as a whole, or failed and was run again in parts, says nothing of the next one.
         """
-        self.statistics.busy_ns += ns
+        self._counted.took(ns)
         if self._ran_rows:
             self._pace.learn(self._ran_rows, ns)
             self._batch_service_ns, self._row_service_ns = self._pace.estimate_ns()
 
     def decoded(self, calls: int, ns: int) -> None:
         """Count calls that were read, and how long it took."""
-        self.statistics.inference_stats.compute_input.add(ns, calls)
+        self._counted.decoded(calls, ns)
 
     # -- in ---------------------------------------------------------------------------------------------
     def decode(self, head: RequestHead, body: bytes, connection: int = 0) -> Call:
@@ -177,6 +182,7 @@ class Service:
     def _execute(self, batch: Sequence[Call], now_ns: int, backlog_rows: int) -> list[ResponseHead]:
         rows = sum([call.rows for call in batch])
         start_ns = time.perf_counter_ns()
+        self._running = batch
         try:
             outputs = self.predict([call.request.inputs for call in batch], rows)
         except Exception as error:
@@ -187,17 +193,27 @@ class Service:
             answers = [self._execute([call], now_ns, backlog_rows)[0] for call in batch]
             self._ran_rows = 0
             return answers
+        finally:
+            self._running = ()
         self._ran_rows = rows
         inference_ns = time.perf_counter_ns() - start_ns
-        self._count_batch(batch, rows, now_ns, inference_ns)
+        queue_ns = now_ns * len(batch) - sum([call.head.received_ns for call in batch])
+        self._counted.ran(len(batch), rows, max(0, queue_ns), inference_ns, int(time.time() * 1000))
         answers = []
         answered = BatchOutputs(outputs, self._signature.outputs[0], batchable=self._batchable)
         start = 0
         for call in batch:
             answers.append(self._answer(call, answered, start, now_ns, rows, inference_ns, backlog_rows))
             start += call.rows
-        self.statistics.inference_stats.compute_output.add(time.perf_counter_ns() - start_ns - inference_ns, len(batch))
+        self._counted.encoded(len(batch), time.perf_counter_ns() - start_ns - inference_ns)
         return answers
+
+    def running_requests(self) -> dict[str, object]:
+        """For what the model logs: the requests that it is called for."""
+        heads = [call.head for call in self._running[:IDS_MAX]]
+        if len(heads) == 1:
+            return about(heads[0].request_id, heads[0].traceparent)
+        return {"request_ids": [head.request_id for head in heads]} if heads else {}
 
     def predict(self, requests: Sequence[Sequence[Input]], rows: int) -> list[Array]:
         """Run the model on the rows of several requests; return one checked array per output.
@@ -215,16 +231,6 @@ class Service:
             raise InvalidOutput(f"expected {len(specs)} outputs, the model returned {len(outputs)}")
         expected_rows = rows if self._batchable else None
         return [checked_output(spec, output, expected_rows) for spec, output in zip(specs, outputs, strict=True)]
-
-    def _count_batch(self, batch: Sequence[Call], rows: int, now_ns: int, inference_ns: int) -> None:
-        counted = self.statistics
-        counted.execution_count += 1
-        counted.inference_count += rows
-        counted.last_inference = int(time.time() * 1000)
-        counted.inference_stats.compute_infer.add(inference_ns)
-        queue_ns = now_ns * len(batch) - sum([call.head.received_ns for call in batch])
-        counted.inference_stats.queue.add(queue_ns, len(batch))
-        counted.inference_stats.success.add(queue_ns + inference_ns * len(batch), len(batch))
 
     # -- out --------------------------------------------------------------------------------------------
     def _answer(
@@ -247,7 +253,7 @@ class Service:
         except RequestError as error:
             return self._refused(call, error, now_ns)
         except Exception:
-            logger.exception("request %s: its answer cannot be written", head.request_id)
+            logger.exception("the answer cannot be written", extra=about(head.request_id, head.traceparent))
             return self._refused(call, Internal("internal error; the worker's log has the details"), now_ns)
         if len(body) > ANSWER_MAX_BYTES:
             oversize = f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, received {len(body)} bytes"
@@ -268,11 +274,12 @@ class Service:
         )
 
     def _failed(self, call: Call, error: Exception, now_ns: int) -> ResponseHead:
+        subject = about(call.head.request_id, call.head.traceparent)
         if isinstance(error, InvalidOutput):
-            logger.error("request %s: %s", call.head.request_id, error)
+            logger.error("%s", error, extra=subject)
             return self._refused(call, error, now_ns)
         # The caller learns that the model failed; why stands in the log, with the request's id.
-        logger.error("request %s: the model failed", call.head.request_id, exc_info=error)
+        logger.error("the model failed", exc_info=error, extra=subject)
         return self._refused(call, ModelFailed("the model failed; its log has the details"), now_ns)
 
     def _refused(self, call: Call, error: RequestError, now_ns: int) -> ResponseHead:
@@ -280,7 +287,7 @@ class Service:
 
     def refusal(self, head: RequestHead, error: RequestError, rows: int = 0, queue_ns: int = 0) -> ResponseHead:
         """The answer to a request that gets no result, in the encoding that it came in."""
-        self.statistics.inference_stats.fail.add(queue_ns)
+        self._counted.failed(max(0, queue_ns))
         return ResponseHead(
             sequence=head.sequence,
             status=http_status(error),
@@ -290,8 +297,11 @@ class Service:
             body=error_document(error, head.encoding),
         )
 
+    def statistics(self) -> ModelStatistics:
+        """What this worker's slot has counted."""
+        return self._counted.read(self.package.name, self.package.version, time.monotonic_ns())
+
     def statistics_answer(self, head: RequestHead) -> ResponseHead:
         """The answer to `Operation.STATISTICS`: this worker's `ModelStatistics` as JSON."""
-        self.statistics.at_ns = time.monotonic_ns()
-        body = encode_document(self.statistics, Encoding.JSON)
+        body = encode_document(self.statistics(), Encoding.JSON)
         return ResponseHead(sequence=head.sequence, status=200, body=body)

@@ -18,7 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from host.protocol import logs
+from host.protocol.counters import WORKER, Words, map_counters
 from host.protocol.errors import ConfigError, GoldenFailure
+from host.protocol.given import given_counters
 from host.protocol.messages import Hello
 from host.protocol.package import Package, golden_cases, read_package
 from host.protocol.process import EXIT_CONFIG, EXIT_GOLDEN, die_with_parent, settle_memory
@@ -44,13 +47,16 @@ def main(arguments: Sequence[str] | None = None, before_load: Callable[[], None]
     """
     options = _parser().parse_args(arguments)
     die_with_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s {options.socket.parent.name}:{options.socket.stem} %(message)s",
+    lines = logs.configure(
+        f"{options.socket.parent.name}:{options.socket.stem}",
+        options.log_level,
+        options.log_format,
+        model=options.package.parent.name,
+        version=options.package.name,
+        slot=options.slot,
     )
     try:
-        return _serve(options, before_load)
+        return _serve(options, before_load, lines)
     except ConfigError as error:
         for problem in error.problems:
             logger.error("%s", problem)
@@ -72,11 +78,16 @@ def _parser() -> argparse.ArgumentParser:
         "--drain-s", type=float, default=DRAIN_S, help="seconds to answer what was received (default %(default)s)"
     )
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
+    parser.add_argument(
+        "--log-format", default=logs.TEXT, choices=logs.FORMATS, help="how log lines are written (default %(default)s)"
+    )
     return parser
 
 
-def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
+def _serve(options: argparse.Namespace, before_load: Callable[[], None], lines: logs.Lines) -> int:
     start = time.perf_counter()
+    # Before any code of the model's: it never has a descriptor with which the file could be made larger.
+    words = _own_counters()
     package = read_package(options.package)
     prepare_libraries(package.resources.threads)
     # Only now: these import numpy and the model's library, which read the caps when they are imported.
@@ -93,7 +104,8 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     load = import_loader(package)
     before_load()
     runtime = load(options.package.absolute(), package)
-    service = Service(package, runtime)
+    service = Service(package, runtime, words)
+    lines.context = service.running_requests
     loaded = time.perf_counter()
     warm_up(service)
     run_golden_cases(service, cases)
@@ -116,6 +128,20 @@ def _serve(options: argparse.Namespace, before_load: Callable[[], None]) -> int:
     server.serve(options.drain_s)
     logger.info("stopped")
     return 0
+
+
+def _own_counters() -> Words | None:
+    """The slot's words, if the launcher left its file; a worker that cannot have them serves on."""
+    descriptor = given_counters()
+    if descriptor is None:
+        return None
+    try:
+        return map_counters(descriptor, WORKER)
+    except OSError as error:
+        logger.error("what this process does is not counted: %s", error.strerror)
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def prepare_libraries(threads: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from host.dispatch import Demand
-from host.front.latency import Latencies
+from host.protocol.latency import Latencies
 
 
 class ShadowState(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from feature_io.breaker import FAILURES, FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker
+from host.protocol.counters import STORE
 
 
 def opened(now_s: float = 0.0) -> Breaker:
@@ -22,6 +23,16 @@ def test_a_few_failures_do_not_open_it(failures: int) -> None:
         breaker.failed(0.0)
     assert not breaker.is_open
     assert breaker.allows(0.0)
+
+
+def test_whether_it_is_open_is_there_for_all_to_see() -> None:
+    breaker = opened()
+    assert (breaker.words[STORE.at("open")], breaker.words[STORE.at("openings")]) == (1, 1)
+    assert breaker.allows(FIRST_PAUSE_S)
+    breaker.failed(FIRST_PAUSE_S)
+    assert (breaker.words[STORE.at("open")], breaker.words[STORE.at("openings")]) == (1, 1)
+    breaker.succeeded()
+    assert (breaker.words[STORE.at("open")], breaker.words[STORE.at("openings")]) == (0, 1)
 
 
 def test_only_failures_in_a_row_count() -> None:

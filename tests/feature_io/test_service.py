@@ -19,6 +19,7 @@ from feature_io.service import FeatureService
 from feature_io.stores import Key, Row, Store, StoreUnavailable, TableMismatch, ViewReader
 from host.config.deployment import DeployedModel
 from host.config.features import FeatureColumn, Features, FeatureView, KeyColumn, SqliteStore
+from host.protocol.counters import Layout, Words, open_counters, private_counters, read_counters
 from host.protocol.frames import Frame, FrameDecoder
 from host.protocol.messages import Encoding, Limits, Operation, RequestHead, ResponseHead, read_responses
 from host.protocol.types import Signature, TensorSpec
@@ -96,12 +97,18 @@ class HandStore:
 
 
 class Bench:
-    def __init__(self, store: HandStore, *views: FeatureView) -> None:
+    def __init__(self, store: HandStore, *views: FeatureView, counters: Path | None = None) -> None:
         self.store = store
         self.notices = 0
         features = Features((SqliteStore(name="main", path="/nowhere"),), views or (view(),))
         stores: list[Store] = [store]
-        self.service = FeatureService(features, [MODEL], 1 << 20, lambda _: stores.pop(), self._noticed)
+
+        def words_of(layout: Layout, group: str) -> Words:
+            return open_counters(counters, layout, "features:0", group) if counters else private_counters(layout)
+
+        self.service = FeatureService(
+            features, [MODEL], 1 << 20, lambda _: stores.pop(), self._noticed, words_of=words_of
+        )
 
     def _noticed(self) -> None:
         self.notices += 1
@@ -131,8 +138,8 @@ def _frames(data: bytes) -> list[Frame]:
 
 
 @asynccontextmanager
-async def serving(store: HandStore, *views: FeatureView) -> AsyncIterator[Bench]:
-    bench = Bench(store, *views)
+async def serving(store: HandStore, *views: FeatureView, counters: Path | None = None) -> AsyncIterator[Bench]:
+    bench = Bench(store, *views, counters=counters)
     try:
         await bench.service.start()
         yield bench
@@ -316,3 +323,33 @@ async def test_statistics_count() -> None:
             "cached": 1,
             "queries": 2,
         }
+
+
+async def test_the_next_process_goes_on_counting_but_for_what_is_only_now(tmp_path: Path) -> None:
+    for life in (1, 2):
+        async with serving(HandStore(), counters=tmp_path) as bench:
+            await bench.ask(asking(1, 2, 1))
+            await bench.ask(asking(1))
+            await bench.ask(asking(404))
+            await bench.ask(asking(404))
+            found = {one.kind: one for one in read_counters(tmp_path, pytest.fail)}
+            size_bytes = bench.service.cache.size_bytes
+            [statistics] = bench.service.statistics()["views"].values()
+        assert {one.writer for one in found.values()} == {"features:0"}
+        assert found["view"].group == "users"
+        assert found["store"].group == "main"
+        view = {name: count for name, count in found["view"].values.items() if count}
+        assert view == {name: life * each for name, each in EACH_LIFE.items()}
+        assert found["view"].histograms["query_ns"].count == 3 * life
+        assert statistics["missing"] == view["negative"] + view["absent"]
+        assert found["features"].values == {
+            "completed": 2 * life,
+            "evictions": 0,
+            "entries": 3,
+            "size_bytes": size_bytes,
+            "capacity_bytes": 1 << 20,
+        }
+        assert found["store"].values == {"openings": 0, "open": 0, "connected": 1}
+
+
+EACH_LIFE = {"fresh": 1, "negative": 1, "present": 2, "absent": 1, "queries": 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from host.protocol.counters import BATCH_ROWS, WORKER, open_counters, private_counters, read_counters
 from host.protocol.errors import ConfigError, InvalidInput
 from host.protocol.messages import Encoding, Operation, RequestHead, ResponseHead
 from host.protocol.package import GoldenCase, parse_package
@@ -20,6 +22,7 @@ from host.protocol.tensors import Array
 from models.golden import run_golden_cases, warm_up
 from models.pace import FEW_BATCHES
 from models.service import Call, Service
+from models.statistics import Statistics
 
 PACKAGE = {
     "runtime": "python",
@@ -118,7 +121,7 @@ def test_only_the_guilty_request_fails() -> None:
 def test_models_message_is_in_the_log_with_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
     made = service()
     made.run([call(made, [[666, 0]])], now_ns=1, backlog_rows=0)
-    assert "request r1" in caplog.text
+    assert vars(caplog.records[0])["request_id"] == "r1"
     assert "secret detail" in caplog.text
 
 
@@ -208,10 +211,38 @@ def test_statistics_count_rows_batches_and_failures() -> None:
     made = service()
     made.run([call(made, [[1, 2]] * 2), call(made, [[1, 2]])], now_ns=10, backlog_rows=0)
     made.run([call(made, [[666, 2]])], now_ns=10, backlog_rows=0)
-    counted = made.statistics
+    counted = made.statistics()
     assert (counted.inference_count, counted.execution_count) == (3, 1)
     assert (counted.inference_stats.success.count, counted.inference_stats.fail.count) == (2, 1)
     assert counted.inference_stats.queue.ns == 20
+
+
+def test_the_slots_next_process_goes_on_counting(tmp_path: Path) -> None:
+    for life in (1, 2):
+        words = open_counters(tmp_path, WORKER, "sums.v1:0", "sums.v1")
+        made = Service(parse_package("sums", "1", PACKAGE), Sums(), words)
+        warm_up(made)
+        made.run([call(made, [[1, 2]] * 2), call(made, [[1, 2]])], now_ns=10, backlog_rows=0)
+        made.run([call(made, [[666, 2]])], now_ns=-1, backlog_rows=0)
+        [found] = read_counters(tmp_path, pytest.fail)
+        values = found.values
+        assert (values["batches"], values["rows"], values["batches_of_4_rows"]) == (life, 3 * life, life)
+        assert (values["succeeded"], values["failed"], values["queue_ns"]) == (2 * life, life, 20 * life)
+        assert values["failed_ns"] == 0  # a clock that ran backwards takes nothing away
+        assert found.histograms["inference_ns"].count == life
+        counted = made.statistics()
+        assert (counted.inference_count, counted.execution_count) == (3 * life, life)
+        assert counted.inference_stats.compute_infer.ns == found.histograms["inference_ns"].sum_ns
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"), [(1, "1"), (2, "2"), (3, "4"), (65_536, "65536"), (65_537, "65536"), (1 << 40, "65536")]
+)
+def test_every_batch_is_in_one_class_of_rows(rows: int, name: str) -> None:
+    words = private_counters(WORKER)
+    Statistics(words).ran(1, rows, 0, 1, 0)
+    classes = {size: words[WORKER.at(f"batches_of_{size}_rows")] for size in BATCH_ROWS}
+    assert {str(size): count for size, count in classes.items() if count} == {name: 1}
 
 
 def test_busy_time_counts_batches_that_failed_too() -> None:

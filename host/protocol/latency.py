@@ -1,4 +1,4 @@
-"""How long answers took: a histogram that is exact in its counts, and cheap enough for every answer.
+"""How long something took: a histogram that is exact in its counts, and cheap enough for every request.
 
 Buckets are log-linear: eight of equal width for each power of two, so each is between 6.7 and 12.5 % of what it holds,
 from 8 ns to centuries, and the buckets of any two histograms are the same. They are added up, subtracted and read by
@@ -7,7 +7,7 @@ pure functions; whoever reads them regularly subtracts what it saw before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from typing import Final
 
 import msgspec
@@ -15,8 +15,10 @@ import msgspec
 _STEPS_BITS: Final = 3
 _STEPS: Final = 1 << _STEPS_BITS
 """Buckets for each power of two."""
-_BUCKETS: Final = (64 - _STEPS_BITS) * _STEPS
-"""Times are below 2^63 ns."""
+BUCKETS: Final = (64 - _STEPS_BITS) * _STEPS
+"""For all times below 2^64 ns; none is longer than 2^63."""
+WORDS: Final = 1 + BUCKETS
+"""What a histogram takes: the sum, then the buckets."""
 
 
 class Latencies(msgspec.Struct, frozen=True):
@@ -33,25 +35,28 @@ class Latencies(msgspec.Struct, frozen=True):
 
 
 class LatencyHistogram:
-    """Counts times. One per model version and front; nothing is ever taken out."""
+    """Counts times; nothing is ever taken out. It lies in `WORDS` words, of a list or of a file that others read."""
 
-    __slots__ = ("_counts", "_sum_ns")
+    __slots__ = ("_at", "_words")
 
-    def __init__(self) -> None:
-        self._counts = [0] * _BUCKETS
-        self._sum_ns = 0
+    def __init__(self, words: MutableSequence[int] | memoryview | None = None, at: int = 0) -> None:
+        """`words`: where it lies, from `at` on; None: in a list of its own."""
+        self._words: MutableSequence[int] = [0] * WORDS if words is None else words  # type: ignore[assignment]
+        self._at = at
 
     def add(self, duration_ns: int) -> None:
-        """Count one."""
-        self._sum_ns += duration_ns
+        """Count one, of 0 to 2^63 ns."""
+        words, at = self._words, self._at
+        words[at] += duration_ns
         if duration_ns < _STEPS:  # the shortest that there is a bucket for; no answer takes so little
             duration_ns = _STEPS
         shift = duration_ns.bit_length() - 4  # the leading bit and three behind it stay
-        self._counts[(shift << 3) + (duration_ns >> shift) - 8] += 1
+        words[at + (shift << 3) + (duration_ns >> shift) - 7] += 1  # the first bucket is 8 >> 0, behind the sum
 
     def read(self) -> Latencies:
         """What has been counted until now."""
-        return Latencies(self._sum_ns, {bucket: count for bucket, count in enumerate(self._counts) if count})
+        sum_ns, *counts = self._words[self._at : self._at + WORDS]
+        return Latencies(sum_ns, {bucket: count for bucket, count in enumerate(counts) if count})
 
 
 def bounds_ns(bucket: int) -> tuple[int, int]:
