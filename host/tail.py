@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Final
@@ -14,8 +12,8 @@ from typing import Final
 _TAIL_BYTES: Final = 256 * 1024
 """Read from the end of a file; enough for thousands of lines."""
 
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}")
-"""How every process of the host begins a message, and supervisord too."""
+ROTATED_MAX: Final = 9
+"""Rotated files that are looked for: `churn.v3:0.log.1` is the last one."""
 
 
 def last_lines(path: Path, count: int) -> list[str]:
@@ -30,31 +28,24 @@ def last_lines(path: Path, count: int) -> list[str]:
     return list(deque(text.splitlines(), maxlen=count))
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One line of one process's log, and the time of the message that it belongs to."""
-
-    time: str
-    program: str
-    text: str
-
-
-def timed_lines(program: str, lines: Iterable[str]) -> list[LogLine]:
-    """Give every line a time; one without, as in a traceback, has that of the line before."""
-    found: list[LogLine] = []
-    time = ""
-    for text in lines:
-        match = _TIME.match(text)
-        time = match[0] if match else time
-        found.append(LogLine(time, program, text))
-    return found
+def recent_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, those of the file before its last rotation included."""
+    lines = last_lines(path, count)
+    if len(lines) < count and path.is_file():
+        lines = [*last_lines(path.with_name(f"{path.name}.1"), count - len(lines)), *lines]
+    return lines
 
 
-def merge_lines(logs: Iterable[Sequence[LogLine]], count: int) -> list[LogLine]:
-    """The last lines of several logs together, by time; lines of one log keep their order."""
-    if count <= 0:
-        return []
-    return sorted((line for lines in logs for line in lines), key=lambda line: line.time)[-count:]
+def all_lines(path: Path) -> Iterator[str]:
+    """Every line of a log that is still there, without line ends, the oldest first."""
+    rotated = [path.with_name(f"{path.name}.{number}") for number in range(ROTATED_MAX, 0, -1)]
+    for one in [*rotated, path]:
+        try:
+            with one.open("r", encoding="utf-8", errors="replace", newline="\n") as file:
+                for line in file:
+                    yield line.rstrip("\r\n")
+        except OSError:
+            continue
 
 
 class Follower:
