@@ -1,0 +1,1 @@
+"""`modelhost doctor`: facts are gathered in one place and judged in another, by pure functions."""
