@@ -1,0 +1,97 @@
+"""The program that reloads HAProxy: what it keeps of servers, and what it says of a socket that answers otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from module_runs import ANSIBLE
+
+_spec = importlib.util.spec_from_file_location("haproxy_reload", ANSIBLE / "roles/haproxy/files/haproxy_reload.py")
+assert _spec is not None and _spec.loader is not None
+haproxy_reload = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(haproxy_reload)
+
+HEADER = "1\n# be_id be_name srv_id srv_name srv_addr srv_port more\n"
+CONFIG = "backend model_A\n  server h1 127.0.0.1:81 check\n"
+
+Answers = Callable[[Callable[[socket.socket, str], None]], Path]
+
+
+@pytest.fixture
+def answers() -> Iterator[Answers]:
+    """Give a way to answer commands on a socket, whose path it gives."""
+    directory = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
+    listener = socket.socket(socket.AF_UNIX)
+    threads = []
+
+    def begin(answer: Callable[[socket.socket, str], None]) -> Path:
+        listener.bind(str(directory / "s"))
+        listener.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    try:
+                        answer(connection, connection.makefile().readline().strip())
+                    except OSError:  # it has heard enough
+                        pass
+
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        return directory / "s"
+
+    yield begin
+    listener.shutdown(socket.SHUT_RDWR)
+    threads[0].join(10)
+    listener.close()
+    shutil.rmtree(directory)
+
+
+def test_servers_that_are_configured_are_kept_with_their_ports_of_now() -> None:
+    rows = "3 model_A 1 h1 127.0.0.1 80 0\n3 model_A 2 h2 127.0.0.1 80 0\n3 model_A\n\n"
+    kept = haproxy_reload.with_ports(HEADER + rows, haproxy_reload.configured_ports(CONFIG))
+    assert kept == f"{HEADER}3 model_A 1 h1 127.0.0.1 81 0\n"
+    assert haproxy_reload.with_ports(HEADER, {}) == HEADER
+
+
+@pytest.mark.parametrize("states", ["", "1\n", "Permission denied\n\n", "1\n# be_id what\n"])
+def test_what_is_no_table_is_said_and_nothing_is_reloaded(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: str
+) -> None:
+    def answer(connection: socket.socket, command: str) -> None:
+        connection.sendall((states if command == "show servers state" else "Name: HAProxy\nPid: 7\n").encode())
+
+    path = answers(answer)
+    (tmp_path / "haproxy.cfg").write_text(CONFIG)
+    monkeypatch.setattr("os.kill", lambda *_: pytest.fail("nothing is to be told to HAProxy"))
+    said = haproxy_reload.main(1, tmp_path / "haproxy.cfg", path, tmp_path / "state")
+    assert said == f"{path}: show servers state: expected a table, received {states.strip()!r}"
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_an_answer_has_an_end(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(connection: socket.socket, command: str) -> None:
+        while True:
+            connection.sendall(b"x" * (10 if command == "slow" else 1 << 16))
+            time.sleep(0.01)
+
+    path = answers(answer)
+    monkeypatch.setattr(haproxy_reload, "CALL_S", 0.2)
+    with pytest.raises(TimeoutError):
+        haproxy_reload.call(path, "slow")
+    monkeypatch.setattr(haproxy_reload, "CALL_S", 10.0)
+    monkeypatch.setattr(haproxy_reload, "ANSWER_MAX_BYTES", 1 << 17)
+    with pytest.raises(OSError, match="expected an answer of at most 131072 bytes"):
+        haproxy_reload.call(path, "much")
