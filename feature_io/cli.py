@@ -21,21 +21,21 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from feature_io import live
+from feature_io import check, live
 from feature_io.loading.cells import key_of_texts
 from feature_io.loading.files import FORMATS, BadLine, open_source
 from feature_io.loading.load import BATCH_ROWS, SMALL_BATCH_ROWS, Plan, Summary, Watcher, load
 from feature_io.loading.pace import Pace
 from feature_io.loading.progress import Position, begin, progress_path, read_progress, resumed
 from feature_io.loading.verify import compare, sample
+from feature_io.options import features_options, read_chosen
 from feature_io.stores import BadRow, Store, StoreUnavailable, make_store
 from feature_io.values import pack, unpack
-from host.config.features import Features, FeatureView, SqliteStore, read_features
-from host.config.settings import FEATURES_FILE, load_settings
+from host.config.features import Features, FeatureView, SqliteStore
 from host.protocol.errors import ConfigError, HostError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 EXIT_FAILED: Final = 1
@@ -83,6 +83,7 @@ def cli() -> None:
       modelhost features create user_stats --apply       make the view's table
       modelhost features load user_stats users.csv       load a file into it
       modelhost features verify user_stats users.csv     compare a sample of the file with the table
+      modelhost features check                           whether the stores answer, and have what views want
       modelhost features get user_stats 42               read one entity
       modelhost features invalidate user_stats           have the running host read it anew
       modelhost features stats                           what the running host has read and cached
@@ -92,26 +93,13 @@ def cli() -> None:
     """
 
 
-def _features_options(function: Function) -> Function:
-    function = click.option(
-        "--config", "config_file", metavar="FILE", help="settings file (default: ./modelhost.toml)"
-    )(function)
-    return click.option(
-        "--features",
-        "features_file",
-        metavar="PATH",
-        help=f"the file with stores and views (default: the setting `features`, else {FEATURES_FILE} beside the "
-        "settings file or in the model repository)",
-    )(function)
-
-
 # -- what there is ----------------------------------------------------------------------------------------------------
 @cli.command("views", short_help="List the views, their keys and their columns.")
 @click.option("--json", "as_json", is_flag=True, help="write a JSON document")
-@_features_options
+@features_options
 def views_command(as_json: bool, features_file: str | None, config_file: str | None) -> None:
     """List the views, where their rows are, their keys and their columns."""
-    path, features = _read(features_file, config_file)
+    path, features = read_chosen(features_file, config_file)
     if as_json:
         _print_json({"file": str(path), "views": [_view_document(features, view) for view in features.views]})
         return
@@ -119,7 +107,7 @@ def views_command(as_json: bool, features_file: str | None, config_file: str | N
     for view in features.views:
         keys = ", ".join(f"{key.column} {key.datatype}" for key in view.keys)
         columns = ", ".join(f"{c.name} {c.datatype}{list(c.shape) if c.shape else ''}" for c in view.columns)
-        table.add_row(view.name, view.store, _table_name(view), keys, columns.replace("[", r"\["))
+        table.add_row(view.name, view.store, _table_name(view), keys, Text(columns))
     _print_table(table)
 
 
@@ -145,7 +133,7 @@ def _table_name(view: FeatureView) -> str:
 @click.argument("view_name", metavar="VIEW")
 @click.option("--print", "only_print", is_flag=True, help="write the statements, for whoever may run them")
 @click.option("--apply", is_flag=True, help="run them; what exists is left as it is")
-@_features_options
+@features_options
 def create_command(
     view_name: str, only_print: bool, apply: bool, features_file: str | None, config_file: str | None
 ) -> None:
@@ -170,7 +158,7 @@ def create_command(
 @click.argument("view_name", metavar="VIEW")
 @click.argument("key_texts", metavar="KEY...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="write a JSON document")
-@_features_options
+@features_options
 def get_command(
     view_name: str, key_texts: Sequence[str], as_json: bool, features_file: str | None, config_file: str | None
 ) -> int:
@@ -209,7 +197,7 @@ def get_command(
     table = _table("column", "datatype", "value")
     for column in view.columns:
         value = "null" if found[column.name] is None else str(found[column.name])
-        table.add_row(column.name, column.datatype, value.replace("[", r"\["))
+        table.add_row(column.name, column.datatype, Text(value))
     if view.freshness_column is not None:
         table.add_row(view.freshness_column, "seconds", "null" if changed_s is None else str(changed_s))
     _print_table(table)
@@ -232,7 +220,7 @@ def get_command(
 @click.option("--no-progress", is_flag=True, help="keep no FILE.progress: the load cannot be resumed")
 @click.option("--dry-run", is_flag=True, help="check the whole file and write nothing")
 @click.option("--json", "as_json", is_flag=True, help="write the summary as a JSON document")
-@_features_options
+@features_options
 def load_command(
     view_name: str,
     file: Path,
@@ -404,14 +392,14 @@ def _watcher(size: int, name: str) -> Iterator[_Lines]:
     progress = None
     if console.is_terminal:
         progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}% {task.fields[rows]:,} rows{task.fields[bad]}"),
             TimeRemainingColumn(),
             console=console,
         )
     with progress if progress is not None else nullcontext():
-        yield _Lines(progress, size, name.replace("[", r"\["))
+        yield _Lines(progress, size, name)
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------
@@ -424,7 +412,7 @@ def _watcher(size: int, name: str) -> Iterator[_Lines]:
 )
 @click.option("--seed", type=int, help="take the same sample again (default: another one each time)")
 @click.option("--json", "as_json", is_flag=True, help="write a JSON document")
-@_features_options
+@features_options
 def verify_command(
     view_name: str,
     file: Path,
@@ -474,29 +462,17 @@ def verify_command(
     return 0 if result.as_it_should_be else EXIT_FAILED
 
 
+cli.add_command(check.check)
+
+
 # -- what a running host has in memory ------------------------------------------------------------------------------
 cli.add_command(live.invalidate)
 cli.add_command(live.stats)
 
 
 # -- shared -----------------------------------------------------------------------------------------------------------
-def _read(features_file: str | None, config_file: str | None) -> tuple[Path, Features]:
-    """Find and read features.toml. Raises `ConfigError`."""
-    if features_file is not None:
-        path: Path | None = Path.cwd() / features_file
-    else:
-        config = Path(config_file) if config_file is not None else None
-        path = load_settings(config, {}, os.environ, Path.cwd()).settings.features
-    if path is None:
-        raise ConfigError(
-            f"expected {FEATURES_FILE} beside the settings file or in the model repository, or --features PATH, "
-            "received none"
-        )
-    return path, read_features(path)
-
-
 def _view(name: str, features_file: str | None, config_file: str | None) -> tuple[Features, FeatureView]:
-    path, features = _read(features_file, config_file)
+    path, features = read_chosen(features_file, config_file)
     view = features.view(name)
     if view is None:
         known = ", ".join(one.name for one in features.views) or "none"

@@ -190,6 +190,37 @@ class PackageArchive:
         with _new_file(target / MANIFEST_FILE, _FILE_MODE) as file:
             file.write(encode_manifest(self.manifest))
 
+    def read_text(self, path: str, limit_bytes: int) -> str:
+        """One small file, read without writing anything; the files before it are passed over, unchecked.
+
+        Raises `ConfigError` if there is none, or it is not what the manifest says.
+        """
+        expected = next((entry for entry in self.manifest.files if entry.path == path), None)
+        if expected is None:
+            raise ConfigError(f"{path}: expected a file of that name, {MANIFEST_FILE} names none")
+        if expected.size_bytes > limit_bytes:
+            raise ConfigError(f"{path}: expected at most {limit_bytes} bytes, received {expected.size_bytes}")
+        passed_bytes, skipped_bytes = 0, 0
+        while (header := self._next(skipped_bytes)) is not None:
+            if header.name == path and _is_plain_file(header) and header.size == expected.size_bytes:
+                return self._checked_text(header, expected)
+            # tarfile seeks to behind it, and what is packed with gzip has to be read for that.
+            skipped_bytes = header.size
+            passed_bytes += skipped_bytes
+            if passed_bytes > self.manifest.total_bytes:
+                raise ConfigError(f"expected files of {self.manifest.total_bytes} bytes in all, received more")
+        raise ConfigError(f"{path}: expected a file of {expected.size_bytes} bytes, because {MANIFEST_FILE} names it")
+
+    def _checked_text(self, header: tarfile.TarInfo, expected: ManifestFile) -> str:
+        content = b"".join(self._content(header))
+        received = hashlib.sha256(content).hexdigest()
+        if received != expected.sha256:
+            raise ConfigError(f"{expected.path}: sha256: expected {expected.sha256}, received {received}")
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{expected.path}: not UTF-8: {error.reason} at byte {error.start}") from error
+
     def _write(self, target: Path, header: tarfile.TarInfo, entry: ManifestFile) -> None:
         _make_directory(target, str(PurePosixPath(entry.path).parent))
         digest = hashlib.sha256()
@@ -200,8 +231,9 @@ class PackageArchive:
         if digest.hexdigest() != entry.sha256:
             raise ConfigError(f"{entry.path}: sha256: expected {entry.sha256}, received {digest.hexdigest()}")
 
-    def _next(self) -> tarfile.TarInfo | None:
-        self._bounded.allow(_HEADER_MAX_BYTES)
+    def _next(self, skipped_bytes: int = 0) -> tarfile.TarInfo | None:
+        """The next header, behind so much of a file that nobody has read."""
+        self._bounded.allow(skipped_bytes + _HEADER_MAX_BYTES)
         return self._tar.next()
 
     def _content(self, header: tarfile.TarInfo) -> Iterator[bytes]:

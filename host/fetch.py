@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from host.config.settings import is_plain_text
+from host.config.setting_values import is_plain_text
 from host.manifest import open_regular
 from host.protocol.errors import ConfigError, HostError
 

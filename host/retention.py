@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from host.config.deployment import Deployment, natural_key
+from host.config.deployment import Deployment
+from host.config.entry_checks import natural_key
 
 Version = tuple[str, str]
 """A model's name, and one of its versions."""

@@ -40,6 +40,10 @@ HEAP_KEPT_BYTES: Final = 32 * 1024 * 1024
 otherwise fault in the same pages for every request, which costs more than reading them (docs/adr/0009). 32 MiB is
 also the most that glibc takes as its threshold of single mappings (mallopt(3), M_MMAP_THRESHOLD)."""
 
+LOG_MAX_SIZE: Final = "10MB"
+LOG_BACKUPS: Final = 3
+"""Of each process: 40 MB at most, which is some 200,000 lines."""
+
 _NOTHING: Final = "%(here).0s"
 _FILES_MIN: Final = 1024
 _FILES_SPARE: Final = 256
@@ -126,8 +130,8 @@ def _supervisord(settings: HostSettings, deployment: Deployment) -> str:
                     ("umask", "077"),
                     ("minfds", open_files(settings, deployment)),
                     ("logfile", "%(here)s/logs/supervisord.log"),
-                    ("logfile_maxbytes", "10MB"),
-                    ("logfile_backups", 3),
+                    ("logfile_maxbytes", LOG_MAX_SIZE),
+                    ("logfile_backups", LOG_BACKUPS),
                     ("loglevel", _LOG_LEVELS[settings.log_level]),
                     ("pidfile", "%(here)s/supervisord.pid"),
                     ("childlogdir", "%(here)s/logs"),
@@ -167,7 +171,7 @@ def _workers(settings: HostSettings, model: DeployedModel, programs: Programs) -
     command += _words(
         *("--body-max-bytes", settings.max_body_bytes),
         *("--drain-s", f"{settings.drain_s:g}"),
-        *("--log-level", settings.log_level),
+        *_logging(settings),
     )
     return _section(
         f"program:{group}",
@@ -191,7 +195,7 @@ def _features(settings: HostSettings, programs: Programs) -> str:
         *("--cache-bytes", settings.feature_cache),
         *("--body-max-bytes", settings.max_body_bytes),
         *("--drain-s", f"{settings.drain_s:g}"),
-        *("--log-level", settings.log_level),
+        *_logging(settings),
     )
     launcher = _launcher(settings, programs, FEATURES_GROUP, "%(process_num)d")
     return _section(
@@ -210,7 +214,7 @@ def _features(settings: HostSettings, programs: Programs) -> str:
 
 def _control(settings: HostSettings, programs: Programs) -> str:
     """Control is an event listener: supervisord tells it of every change of state, and it never asks in a loop."""
-    options = ("--log-level", settings.log_level, "--events")
+    options = (*_logging(settings), "--events")
     launcher = _launcher(settings, programs, "control", "")
     return _section(
         "eventlistener:control",
@@ -222,8 +226,8 @@ def _control(settings: HostSettings, programs: Programs) -> str:
             *_life(CONTROL_PRIORITY, 1, 0),
             ("stdout_logfile", "NONE"),
             ("stderr_logfile", "%%(here)s/logs/control.log"),
-            ("stderr_logfile_maxbytes", "10MB"),
-            ("stderr_logfile_backups", 3),
+            ("stderr_logfile_maxbytes", LOG_MAX_SIZE),
+            ("stderr_logfile_backups", LOG_BACKUPS),
         ),
     )
 
@@ -238,8 +242,11 @@ def _fronts(settings: HostSettings, programs: Programs) -> str:
         *("--max-body-bytes", settings.max_body_bytes),
         *("--max-connections", settings.max_connections),
         *("--keepalive-s", f"{settings.keepalive_s:g}"),
+        *("--access-log", f"{settings.access_log:g}"),
+        *(("--otlp-endpoint", settings.otlp_endpoint) if settings.otlp_endpoint is not None else ()),
+        *("--trace-sample", f"{settings.trace_sample:g}"),
         *("--drain-s", f"{settings.drain_s:g}"),
-        *("--log-level", settings.log_level),
+        *_logging(settings),
     )
     return _section(
         "program:front",
@@ -271,6 +278,10 @@ def _host_command(settings: HostSettings, programs: Programs, module: str, *opti
     return _words(programs.host_python, "-u", "-m", module, "--run-dir", settings.run_dir, *options)
 
 
+def _logging(settings: HostSettings) -> tuple[str, ...]:
+    return "--log-level", settings.log_level, "--log-format", settings.log_format
+
+
 def _heap() -> tuple[str, object]:
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     return "environment", ",".join(f'{name}="{HEAP_KEPT_BYTES}"' for name in names)
@@ -296,7 +307,7 @@ def _log(name: str) -> tuple[tuple[str, object], ...]:
     return (
         # supervisord expands the name of a log twice, hence %%.
         ("stdout_logfile", f"%%(here)s/logs/{name}.log"),
-        ("stdout_logfile_maxbytes", "10MB"),
-        ("stdout_logfile_backups", 3),
+        ("stdout_logfile_maxbytes", LOG_MAX_SIZE),
+        ("stdout_logfile_backups", LOG_BACKUPS),
         ("redirect_stderr", "true"),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.rpcinterface import Faults, RPCError
+from supervisor.states import STOPPED_STATES
 
 
 class SlotsInterface:
@@ -19,7 +20,8 @@ class SlotsInterface:
     def declare(self, name: str) -> int:
         """Read the configuration again, and add the group, or the slots that it has not yet; return how many it has.
 
-        A group with fewer slots than before, or with another command, keeps what it has until it is removed.
+        Slots that it should not have any more go, unless they have a process. A group with another command keeps what
+        it has until it is removed.
         """
         try:
             self._supervisord.options.process_config(do_usage=False)
@@ -30,6 +32,7 @@ class SlotsInterface:
             raise RPCError(Faults.BAD_NAME, name)
         if not self._supervisord.add_process_group(config):
             _add_missing(self._supervisord.process_groups[name], config)
+            _drop_surplus(self._supervisord.process_groups[name], config)
         return len(self._supervisord.process_groups[name].processes)
 
 
@@ -39,6 +42,14 @@ def _add_missing(group: Any, config: Any) -> None:
             process.create_autochildlogs()
             group.processes[process.name] = process.make_process(group)
             group.config.process_configs.append(process)
+
+
+def _drop_surplus(group: Any, config: Any) -> None:
+    wanted = {process.name for process in config.process_configs}
+    for name, process in list(group.processes.items()):
+        if name not in wanted and process.get_state() in STOPPED_STATES:
+            del group.processes[name]
+            group.config.process_configs.remove(process.config)
 
 
 def make_interface(supervisord: Any, **options: str) -> SlotsInterface:

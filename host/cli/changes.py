@@ -22,15 +22,46 @@ ROUTED_S: Final = 10.0
 _LOOK_S: Final = 0.1
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a change: the document of `--json`."""
+class VersionOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one model version stands, in short: `modelhost status` says more."""
 
+    name: str
+    version: str
+    default: bool
+    state: VersionState
+    wanted: int
+    ready: int
+    pids: tuple[int, ...]
+    reason: str
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a change, or was refused: the document of `--json`."""
+
+    running: bool = True
     changed: bool
+    """Whether the host is to run something else than before; of a host that does not run, whether the file changed."""
+    written: bool = False
+    """Whether the deployment file got other bytes."""
+    retried: bool = False
+    """Nothing differs, and what had failed or was stopped is started again."""
     generation: int
     differences: tuple[str, ...]
     converged: bool | None
     """None: nobody waited."""
     failures: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Why it was refused: then nothing has changed. Exit code 2."""
+    error: str = ""
+    """What else went wrong; if `differences` are there, after the change was made known to the host, or its file was
+    written. Exit code 1.
+    """
+    file: str = ""
+    """The deployment file."""
+    previous: str | None = None
+    """What it held before; of a host that ran without one, a file that says what ran. None: nothing at all."""
+    models: tuple[VersionOutcome, ...] = ()
+    """As control saw them last."""
 
 
 class RunningState(DesiredState):
@@ -39,7 +70,7 @@ class RunningState(DesiredState):
     def __init__(self, run_dir: RunDirectory) -> None:
         """Raises `HostError` if no host runs there."""
         if holder_pid(run_dir) is None:
-            raise HostError(f"no host runs in {run_dir.root}; start it with: modelhost up")
+            raise NotRunning(f"no host runs in {run_dir.root}; start it with: modelhost up")
         super().__init__(run_dir)
 
     def status(self) -> HostStatus:
@@ -65,12 +96,16 @@ class RunningState(DesiredState):
 
 
 # -- waiting --------------------------------------------------------------------------------------------------
-def wait_until_settled(state: RunningState, change: Change, report: Callable[[str], None]) -> list[str]:
+def wait_until_settled(
+    state: RunningState, change: Change, report: Callable[[str], None], timeout_s: float | None = None
+) -> list[str]:
     """Wait until the host is as it should be; return what failed, with the last lines of its log.
 
-    Raises `HostError` if it takes too long, or another change came between.
+    `timeout_s`: at most so long, if that is less than the host may take. Raises `HostError` if it takes too long, or
+    another change came between.
     """
-    deadline = time.monotonic() + change.wait_limit_s
+    limit_s = min(change.wait_limit_s, timeout_s or change.wait_limit_s)
+    deadline = time.monotonic() + limit_s
     told: dict[str, str] = {}
     while True:
         try:
@@ -95,7 +130,7 @@ def wait_until_settled(state: RunningState, change: Change, report: Callable[[st
                 if failures or _all_ready(status):
                     return failures
         if time.monotonic() > deadline:
-            raise HostError(f"not done after {change.wait_limit_s:.0f} s; see modelhost status")
+            raise HostError(f"not done after {limit_s:g} s, and going on; see modelhost status")
         time.sleep(_LOOK_S)
 
 
@@ -122,37 +157,78 @@ def _failure(model: ModelStatus) -> str:
     return f"{model.name} version {model.version}: {model.reason}{lines}"
 
 
-def finish(state: RunningState, change: Change, *, wait: bool, as_json: bool, dry_run: bool = False) -> int:
-    """Say what changes, wait if that was asked for, and return the exit code."""
+def finish(
+    state: RunningState,
+    change: Change,
+    *,
+    wait: bool,
+    as_json: bool,
+    dry_run: bool = False,
+    timeout_s: float | None = None,
+    previous: str | None = None,
+) -> int:
+    """Say what changes, wait if that was asked for, and return the exit code. Raises `HostError` unless `as_json`."""
     from host.cli.printing import print_json
 
     changed = bool(change.differences)
     if not as_json:
         click.echo("\n".join(change.differences) or "nothing to change")
     failures: list[str] = []
-    converged = None
-    if wait and not dry_run:
+    error: HostError | None = None
+    waited = wait and not dry_run
+    if waited:
         try:
-            failures = wait_until_settled(state, change, lambda text: None if as_json else click.echo(text))
+            report = (lambda _: None) if as_json else click.echo
+            failures = wait_until_settled(state, change, report, timeout_s)
         except KeyboardInterrupt:
             if not as_json:
                 click.echo("\nnot waiting any more; the change goes on: modelhost status")
             raise
-        converged = not failures
+        except HostError as problem:
+            if not as_json:
+                raise
+            error = problem
     if as_json:
         print_json(
             Outcome(
+                running=not isinstance(error, NotRunning),
                 changed=changed,
+                written=change.written,
+                retried=change.retried,
                 generation=change.generation,
                 differences=change.differences,
-                converged=converged,
+                converged=not failures and error is None if waited else None,
                 failures=tuple(failures),
+                error=str(error or ""),
+                file=str(state.file),
+                previous=previous,
+                models=_where_they_stand(state),
             )
         )
     elif failures:
         raise HostError("\n".join([*failures, "what was served before is served on"]))
-    elif wait and not dry_run:
+    elif waited:
         click.echo("done")
     elif changed and not dry_run:
         click.echo("the host makes it so; see: modelhost status")
-    return 1 if failures else 0
+    return 1 if failures or error is not None else 0
+
+
+def _where_they_stand(state: RunningState) -> tuple[VersionOutcome, ...]:
+    try:
+        models = state.status().models
+    except HostError:  # nothing can be said of them
+        return ()
+    return tuple(
+        VersionOutcome(
+            name=model.name,
+            version=model.version,
+            default=model.default,
+            state=model.state,
+            wanted=model.wanted,
+            ready=model.ready,
+            pids=tuple(slot.pid for slot in model.slots if slot.pid),
+            reason=model.reason,
+        )
+        for model in models
+    )

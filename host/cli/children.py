@@ -48,7 +48,8 @@ def kill_children() -> int:
 def child_pids(parent: int, proc: Path = Path("/proc")) -> list[int]:
     """The children of a process."""
     found: list[int] = []
-    for path in proc.glob("[0-9]*/stat"):
+    # Not `*/stat` in one: that looks at each file, and raises if a process ends meanwhile.
+    for path in [one / "stat" for one in proc.glob("[0-9]*")]:
         try:
             # The command may hold spaces and parentheses: the fields after its last one are plain.
             fields = path.read_text("utf-8", "replace").rpartition(")")[2].split()

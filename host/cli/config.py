@@ -33,6 +33,7 @@ def document(loaded: LoadedSettings) -> dict[str, Any]:
     """What `--json` writes."""
     return {
         "file": plain(loaded.file),
+        "deployment_file": plain(loaded.deployment_file),
         "settings": {
             setting.name: {
                 "value": plain(getattr(loaded.settings, setting.name)),

@@ -47,5 +47,14 @@ def curl_command(settings: HostSettings, model: DeployedModel, file: Path) -> st
 
 def base_url(settings: HostSettings) -> str:
     """Where a client on this machine finds the host."""
-    address = local_address(settings.address)
-    return f"http://{f'[{address}]' if ':' in address else address}:{settings.port}"
+    return _url(settings.address, settings.port)
+
+
+def admin_url(settings: HostSettings) -> str:
+    """Where a browser on this machine finds the admin port, if there is one."""
+    return _url(settings.admin_address, settings.admin_port)
+
+
+def _url(address: str, port: int) -> str:
+    address = local_address(address)
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"

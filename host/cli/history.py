@@ -14,7 +14,9 @@ from host.cli.options import load, settings_options
 @settings_options("run_dir")
 def command(as_json: bool, config_file: str | None, **flags: str | None) -> None:
     """Show the last 50 changes of what the host should run: when, who and what, the newest last."""
-    from host.cli.printing import make_table, print_json, print_table
+    from rich.text import Text
+
+    from host.cli.printing import make_table, plain, print_json, print_table
     from host.config.history import read_history
     from host.config.run_dir import RunDirectory
 
@@ -28,5 +30,5 @@ def command(as_json: bool, config_file: str | None, **flags: str | None) -> None
     table = make_table("when", "who", "what", "changed")
     for change in changes:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(change.at))
-        table.add_row(when, change.who, change.what, "\n".join(change.differences) or "nothing")
+        table.add_row(when, change.who, change.what, Text("\n").join(map(plain, change.differences or ("nothing",))))
     print_table(table)

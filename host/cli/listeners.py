@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,14 +36,22 @@ def listening_inodes(port: int, proc: Path = PROC) -> set[str]:
 
 def listening_process(port: int, proc: Path = PROC) -> ListeningProcess | None:
     """The process that listens on a port, or None if nobody does or we may not see it."""
+    return next(_listening(port, proc), None)
+
+
+def listening_processes(port: int, proc: Path = PROC) -> list[ListeningProcess]:
+    """Every process that listens on a port, on whatever address, as far as we may see them."""
+    return list(_listening(port, proc))
+
+
+def _listening(port: int, proc: Path) -> Iterator[ListeningProcess]:
     targets = {f"socket:[{inode}]" for inode in listening_inodes(port, proc)}
     if not targets:
-        return None
+        return
     for directory in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             if any(str(link.readlink()) in targets for link in (directory / "fd").iterdir()):
                 words = (directory / "cmdline").read_bytes().split(b"\0")
-                return ListeningProcess(int(directory.name), b" ".join(words).decode("utf-8", "replace").strip()[:100])
+                yield ListeningProcess(int(directory.name), b" ".join(words).decode("utf-8", "replace").strip()[:100])
         except OSError:
             continue  # gone, or somebody else's
-    return None

@@ -19,7 +19,9 @@ _METAVARS = {
     Kind.SECONDS: "SECONDS",
     Kind.SIZE: "SIZE",
     Kind.PATH: "PATH",
-    Kind.CHOICE: "LEVEL",
+    Kind.CHOICE: "CHOICE",
+    Kind.SHARE: "SHARE",
+    Kind.URL: "URL",
 }
 
 

@@ -104,11 +104,11 @@ def print_outputs(document: Mapping[str, Any]) -> None:
 
     outputs = document["outputs"]
     columns = [(f"{one['name']} {one['datatype']} {one['shape']}", rows(one)) for one in outputs]
-    table = make_table("row", *(title.replace("[", r"\[") for title, _ in columns))
+    table = make_table("row", *(title for title, _ in columns))
     count = max((len(values) for _, values in columns), default=0)
     for row in range(min(count, _ROWS_SHOWN)):
         cells = [values[row] if row < len(values) else "" for _, values in columns]
-        table.add_row(str(row), *(cell.replace("[", r"\[") for cell in cells))
+        table.add_row(str(row), *cells)
     click.echo(f"{document['model_name']} version {document['model_version']}")
     print_table(table)
     if count > _ROWS_SHOWN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ import host
 from host.cli.listeners import listening_process
 from host.config.deployment import Deployment, load_deployment
 from host.config.run_dir import RunDirectory
-from host.config.settings import HostSettings, LoadedSettings
+from host.config.settings import OTLP_MISSING, HostSettings, LoadedSettings
 from host.control.host_record import HostRecord
 from host.deployment_checks import deployment_problems
 from host.isolation.planning import demands
@@ -85,6 +86,7 @@ def make_plan(loaded: LoadedSettings) -> Plan:
         problems.extend(error.problems)
         deployment = Deployment()
     problems += _interpreter_problems(settings)
+    problems += _tracing_problems(settings)
     problems += deployment_problems(settings, deployment)
     topology = read_topology()
     grants: Mapping[str, Grant] = {}
@@ -121,7 +123,8 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def prepare_run_dir(run_dir: RunDirectory) -> None:
     """Make the run directory, its owner's alone. Raises `ConfigError` if that cannot be."""
     try:
-        for path in (run_dir.root, run_dir.sockets, run_dir.fronts, run_dir.logs, run_dir.slots, run_dir.view):
+        inner = (run_dir.sockets, run_dir.fronts, run_dir.logs, run_dir.slots, run_dir.view)
+        for path in (run_dir.root, *inner, run_dir.counters, run_dir.starts):
             path.mkdir(parents=path == run_dir.root, exist_ok=True, mode=0o700)
             state = path.stat()
             if state.st_uid != os.geteuid():
@@ -258,8 +261,15 @@ def remove_sockets(run_dir: RunDirectory) -> None:
             shutil.rmtree(group) if group.is_dir() and not group.is_symlink() else group.unlink()
 
 
-def check_port(address: str, port: int) -> None:
-    """Make sure that the fronts will get their port. Raises `HostError` with whoever has it.
+def check_ports(settings: HostSettings) -> None:
+    """Make sure that the host will get its ports. Raises `HostError` with whoever has one."""
+    check_port(settings.address, settings.port, "--port")
+    if settings.admin_port:
+        check_port(settings.admin_address, settings.admin_port, "--admin-port (0: none)")
+
+
+def check_port(address: str, port: int, flag: str = "--port") -> None:
+    """Make sure that a port is free. Raises `HostError` with whoever has it. `flag`: what asks for another one.
 
     The fronts share the port among them (SO_REUSEPORT); this asks without, so that any other listener is seen.
     """
@@ -272,7 +282,21 @@ def check_port(address: str, port: int) -> None:
             owner = listening_process(port)
             who = f" by pid {owner.pid} ({owner.command})" if owner else ""
             reason = f"{(error.strerror or str(error)).lower()}{who}"
-            raise HostError(f"cannot listen on {address} port {port}: {reason}; another one: --port") from error
+            raise HostError(f"cannot listen on {address} port {port}: {reason}; another one: {flag}") from error
+
+
+def _tracing_problems(settings: HostSettings) -> list[str]:
+    """The extra is looked for, not imported: only the fronts need it."""
+    if settings.otlp_endpoint is None:
+        return []
+    for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            return [f"{OTLP_MISSING}; {name} is missing"]
+    return []
 
 
 def _interpreter_problems(settings: HostSettings) -> list[str]:

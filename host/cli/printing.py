@@ -6,18 +6,36 @@ from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.style import StyleType
 from rich.table import Table
+from rich.text import Text
 
 _UNLIMITED_COLUMNS: Final = 1000
 """Width of what is no terminal: nothing is cut for a file or a pipe."""
 
 
-def make_table(*columns: str, title: str | None = None) -> Table:
+def plain(text: str) -> Text:
+    """Text as it is, such as a model's message: no markup, no emoji, and nothing that moves the cursor."""
+    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+
+
+class PlainTable(Table):
+    """A table whose texts are shown as they are; one with a style, or of several lines, is given as `Text`."""
+
+    def add_row(
+        self, *renderables: RenderableType | None, style: StyleType | None = None, end_section: bool = False
+    ) -> None:
+        """Add a row."""
+        cells = (plain(one) if isinstance(one, str) else one for one in renderables)
+        super().add_row(*cells, style=style, end_section=end_section)
+
+
+def make_table(*columns: str, title: str | None = None) -> PlainTable:
     """A table without lines."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table = PlainTable(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(plain(column), overflow="fold")
     return table
 
 

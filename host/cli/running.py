@@ -20,7 +20,7 @@ from host.cli.preflight import Plan, child_environment
 from host.config.deployment import read_deployment, write_deployment
 from host.config.history import note_start
 from host.config.run_dir import group_name
-from host.control.compare import compare, not_ready, served
+from host.control.compare import HOST_GROUPS, compare, not_ready, served
 from host.control.groups import write_config, write_grants
 from host.control.host_record import write_host_record
 from host.control.ledger import why_it_ended
@@ -62,21 +62,26 @@ class StartWatch:
     def __init__(self) -> None:
         self._pids: dict[str, int] = {}
 
-    def failed(self, processes: Iterable[ProcessInfo]) -> str | None:
-        """The first program that failed, or None. Called with every look at supervisord, in order."""
+    def failed(self, processes: Iterable[ProcessInfo]) -> list[str]:
+        """The programs that failed. Called with every look at supervisord, in order."""
+        failed = []
         for process in processes:
             first = self._pids.setdefault(process.program, process.pid) or process.pid
             self._pids[process.program] = first
             if process.state in _FAILED_STATES or (process.pid and process.pid != first):
-                return process.program
-        return None
+                failed.append(process.program)
+        return failed
 
 
 class RunningHost:
     """One host, from the start of its supervisord to the end of its last process."""
 
-    def __init__(self, plan: Plan, environ: Mapping[str, str], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, environ: Mapping[str, str], report: Callable[[str], None], *, keep_going: bool = False
+    ) -> None:
+        """`keep_going`: a model that does not start keeps nobody else from being served."""
         self._plan = plan
+        self._keep_going = keep_going
         self._run_dir = plan.run_dir
         self._environ = environ
         self._report = report
@@ -164,13 +169,13 @@ class RunningHost:
         watching = asyncio.create_task(probe.run())
         try:
             await self._until_supervised()
-            await self._until_workers_ready(probe, changed)
+            failed = await self._until_workers_ready(probe, changed)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         for group, reason in probe.unready.items():
             self._report(f"{group} cannot be served: {reason}")
-        await self._until_front_ready(READY_PATH if not probe.unready else LIVE_PATH)
+        await self._until_front_ready(LIVE_PATH if probe.unready or failed else READY_PATH)
 
     async def _until_supervised(self) -> None:
         deadline = time.monotonic() + SUPERVISOR_START_S
@@ -183,38 +188,51 @@ class RunningHost:
                     raise
             await asyncio.sleep(_LOOK_S / 2)
 
-    async def _until_workers_ready(self, probe: WorkerProbe, changed: asyncio.Event) -> None:
-        """Wait for every worker's hello, and for the fronts and control to be RUNNING."""
+    async def _until_workers_ready(self, probe: WorkerProbe, changed: asyncio.Event) -> set[str]:
+        """Wait for every worker's hello, and for the fronts and control to be RUNNING.
+
+        Returns the groups of models that did not start, of which there are none unless told to keep going.
+        """
         models = self._plan.deployment.models
         plans = served(self._plan.deployment)
         # Control starts a few at a time.
         turns = math.ceil(sum(model.processes for model in models) / starting_max(self._plan.topology))
-        limit_s = max(model.limits.startup_s for model in models) * turns + START_MARGIN_S
+        limit_s = max((model.limits.startup_s for model in models), default=0.0) * turns + START_MARGIN_S
         deadline = time.monotonic() + limit_s
         watch = StartWatch()
         told: set[tuple[str, str]] = set()
+        without: set[str] = set()
         while True:
             changed.clear()
             processes = await self._client.processes()
-            failed = watch.failed(processes)
-            if failed is not None:
-                raise HostError(self._failure(failed, await self._why(failed)))
+            for program in watch.failed(processes):
+                if _group(program) not in without:
+                    self._go_on_without(program, await self._why(program), without)
             status = compare(plans, processes, probe.readiness, {}, time.time())
             for model in status.models:
                 if model.ready == model.wanted and (model.name, model.version) not in told:
                     told.add((model.name, model.version))
                     self._report(f"{model.name} version {model.version}: {model.ready} of {model.wanted} ready")
-            missing = next(iter(not_ready(status)), None)
+            missing = [slot.name for slot in not_ready(status) if _group(slot.name) not in without]
             # RUNNING follows soon; with it, `supervisorctl status` shows what this command says.
-            if missing is None and all(one.state in _AS_WANTED for one in processes):
-                return
-            if missing is not None and time.monotonic() > deadline:
-                raise HostError(self._failure(missing.name, f"is not ready after {limit_s:.0f} s"))
+            if not missing and all(one.state in _AS_WANTED for one in processes if _group(one.program) not in without):
+                return without
+            if missing and time.monotonic() > deadline:
+                for program in missing:
+                    self._go_on_without(program, f"is not ready after {limit_s:.0f} s", without)
             try:
                 async with asyncio.timeout(_LOOK_S):
                     await changed.wait()
             except TimeoutError:
                 pass
+
+    def _go_on_without(self, program: str, why: str, without: set[str]) -> None:
+        """Do without a model that does not start, if told to. Raises `HostError` if not, or if it is no model."""
+        failure, group = self._failure(program, why), _group(program)
+        if not self._keep_going or group in HOST_GROUPS:
+            raise HostError(failure)
+        without.add(group)
+        self._report(f"{failure}\n{group} is tried again and again; the others are served")
 
     async def _until_front_ready(self, path: str) -> None:
         """Wait until every front listens, and whichever answers says that all models are ready.
@@ -239,7 +257,7 @@ class RunningHost:
         groups = {group_name(model.name, model.version): model.limits for model in self._plan.deployment.models}
         record = read_record(self._run_dir)
         tree = record.tree if record is not None else None
-        reason = await why_it_ended(self._client, tree, program, groups.get(program.partition(":")[0]))
+        reason = await why_it_ended(self._client, tree, program, groups.get(_group(program)))
         return f"ended while it started ({reason})" if reason else "ended while it started"
 
     def _failure(self, program: str, what: str) -> str:
@@ -354,6 +372,10 @@ class RunningHost:
             if time.monotonic() > deadline:
                 return
             await asyncio.sleep(_LOOK_S / 2)
+
+
+def _group(program: str) -> str:
+    return program.partition(":")[0]
 
 
 async def is_front_ready(address: str, port: int, timeout_s: float = 1.0, path: str = READY_PATH) -> bool:

@@ -13,6 +13,8 @@ from host.cli.options import load, settings_options
 from host.protocol.errors import HostError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from host.config.run_dir import RunDirectory
     from host.control.status import HostStatus, ModelStatus, SlotStatus, Traffic
     from host.isolation.inspection import Enforced
@@ -51,10 +53,10 @@ def command(as_json: bool, watch: bool, isolation: bool, config_file: str | None
     run_dir = RunDirectory(load(config_file, flags).settings.run_dir)
     try:
         document = fetch_status(run_dir)
-    except NotRunning as error:
+    except HostError as error:
         if not as_json:
             raise
-        print_json({"running": False, "ready": False, "reason": str(error)})
+        print_json({"running": not isinstance(error, NotRunning), "ready": False, "reason": str(error)})
         return 1
     status = msgspec.json.decode(document, type=HostStatus)
     if watch and not as_json and not isolation:
@@ -218,7 +220,7 @@ def _print(status: HostStatus, before: _Before | None = None) -> None:
 
 def _traffic_cells(now: Traffic | None, before: Traffic | None, since_s: float) -> tuple[str, ...]:
     """Requests, how many failed and how many wait, and two quantiles: since an earlier look, else in all."""
-    from host.front.latency import quantile_ns, since
+    from host.protocol.latency import quantile_ns, since
 
     if now is None:
         return ("",) * 5
@@ -232,24 +234,28 @@ def _traffic_cells(now: Traffic | None, before: Traffic | None, since_s: float) 
     return requests, failed, str(now.waiting), *(f"{time_ns / 1e6:.2f} ms" if time_ns else "" for time_ns in times)
 
 
-def _state(model: ModelStatus) -> str:
+def _state(model: ModelStatus) -> Text:
+    from rich.text import Text
+
     from host.control.status import VersionState
 
     match model.state:
         case VersionState.STARTING:
-            return "[yellow]starting[/]"
+            return Text("starting", style="yellow")
         case VersionState.FAILED:
-            return "[red]given up[/]"
+            return Text("given up", style="red")
         case VersionState.REPLACED:
-            return "[yellow]serving until another version is ready[/]"
+            return Text("serving until another version is ready", style="yellow")
         case VersionState.LEAVING:
-            return "[yellow]leaving[/]"
+            return Text("leaving", style="yellow")
         case VersionState.SERVING:
             is_ready = model.ready >= model.wanted and not model.reason
-            return "[green]ready[/]" if is_ready else "[red]not ready[/]"
+            return Text("ready", style="green") if is_ready else Text("not ready", style="red")
 
 
-def _cells(slot: SlotStatus, before: SlotStatus | None) -> list[str]:
+def _cells(slot: SlotStatus, before: SlotStatus | None) -> list[str | Text]:
+    from rich.text import Text
+
     exit_text = ""
     if slot.last_exit is not None:
         exit_text = f"{_clock(slot.last_exit.at)} {slot.last_exit.reason}"
@@ -261,7 +267,7 @@ def _cells(slot: SlotStatus, before: SlotStatus | None) -> list[str]:
         )
     return [
         slot.name,
-        "[green]yes[/]" if slot.ready else "[red]no[/]",
+        Text("yes", style="green") if slot.ready else Text("no", style="red"),
         slot.state,
         str(slot.pid or ""),
         duration(slot.uptime_s) if slot.pid else "",

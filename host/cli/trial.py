@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from host.cli.preflight import child_environment
+from host.golden import golden_difference
 from host.protocol.documents import decode_document, encode_document
 from host.protocol.errors import HostError
 from host.protocol.frames import BODY_LIMIT_BYTES, Frame, FrameDecoder, Kind
@@ -27,7 +28,7 @@ from host.protocol.messages import (
     read_responses,
     request_frames,
 )
-from host.protocol.package import GoldenCase, GoldenOutput, Package, Tolerance
+from host.protocol.package import GoldenCase, Package
 from host.tail import last_lines
 
 LOG_LINES: Final = 15
@@ -238,29 +239,6 @@ def good(answer: Answered) -> Answered:
 def golden_problem(case: GoldenCase, answer: Answered) -> str | None:
     """How an answer differs from the recorded one, or None."""
     try:
-        outputs = {output["name"]: output for output in good(answer).document()["outputs"]}
+        return golden_difference(case, good(answer).document())
     except HostError as error:
         return str(error)
-    for expected in case.response.outputs:
-        received = outputs.get(expected.name)
-        if received is None:
-            return f"output '{expected.name}' is missing"
-        problem = _difference(expected, received, case.tolerance)
-        if problem:
-            return f"output '{expected.name}': {problem}"
-    return None
-
-
-def _difference(expected: GoldenOutput, received: dict[str, Any], tolerance: Tolerance) -> str | None:
-    for field, want in (("shape", list(expected.shape)), ("datatype", expected.datatype)):
-        if received[field] != want:
-            return f"expected {field} {want}, received {received[field]}"
-    if len(expected.data) != len(received["data"]):
-        return f"expected {len(expected.data)} elements, received {len(received['data'])}"
-    for position, (want, got) in enumerate(zip(expected.data, received["data"], strict=True)):
-        same = want == got
-        if not same and isinstance(want, int | float) and isinstance(got, int | float):
-            same = abs(got - want) <= tolerance.absolute + tolerance.relative * abs(want)
-        if not same:
-            return f"expected {want!r}, received {got!r} (element {position})"
-    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,20 @@ from host.cli.options import load, settings_options
 
 if TYPE_CHECKING:
     from host.cli.preflight import Plan
+    from host.config.settings import HostSettings
 
 _READY: Final = b"r"
 
 
 @click.command("up")
 @click.option("-d", "--detach", is_flag=True, help="return when the host is ready, and leave it running")
+@click.option("-k", "--keep-going", is_flag=True, help="serve what starts, and go on trying the rest (for services)")
 @settings_options()
-def command(detach: bool, config_file: str | None, **flags: str | None) -> int:
+def command(detach: bool, keep_going: bool, config_file: str | None, **flags: str | None) -> int:
     """Run the host until Ctrl-C or `modelhost down`: front, control and every model's processes.
 
-    Says when everything is ready. If a model does not start, says why, stops the rest and ends with 1.
+    Says when everything is ready. If a model does not start, says why, stops the rest and ends with 1; with
+    --keep-going it serves the others.
     """
     from host.cli.preflight import make_plan, prepare_run_dir
 
@@ -33,14 +37,14 @@ def command(detach: bool, config_file: str | None, **flags: str | None) -> int:
     plan = make_plan(loaded)
     prepare_run_dir(plan.run_dir)
     if detach:
-        return _detach(plan)
-    return _run(plan, lambda: None)
+        return _detach(plan, keep_going)
+    return _run(plan, keep_going, lambda: None)
 
 
-def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
+def _run(plan: Plan, keep_going: bool, when_ready: Callable[[], None]) -> int:
     import asyncio
 
-    from host.cli.preflight import RunLock, check_port, clear_leftovers, remove_sockets
+    from host.cli.preflight import RunLock, check_ports, clear_leftovers, remove_sockets
     from host.cli.running import RunningHost
     from host.isolation.prepare import clear, prepare
 
@@ -49,11 +53,11 @@ def _run(plan: Plan, when_ready: Callable[[], None]) -> int:
         when_ready()
 
     async def run() -> None:
-        await RunningHost(plan, os.environ, _say).run(ready)
+        await RunningHost(plan, os.environ, _say, keep_going=keep_going).run(ready)
 
     with RunLock(plan.run_dir):
         clear_leftovers(plan.run_dir)
-        check_port(plan.settings.address, plan.settings.port)
+        check_ports(plan.settings)
         programs = plan.programs
         try:
             _say_missing(
@@ -80,7 +84,7 @@ def _say(text: str) -> None:
         pass
 
 
-def _detach(plan: Plan) -> int:
+def _detach(plan: Plan, keep_going: bool) -> int:
     """Run in a child that leaves the terminal once it is ready; until then its messages are ours."""
     ours, theirs = os.pipe()
     sys.stdout.flush()
@@ -88,11 +92,18 @@ def _detach(plan: Plan) -> int:
     pid = os.fork()
     if pid:
         os.close(theirs)
-        if os.read(ours, 1) == _READY:
+        try:
+            is_ready = os.read(ours, 1) == _READY
+            status = 0 if is_ready else os.waitpid(pid, 0)[1]
+        except KeyboardInterrupt:
+            _interrupt(pid)
+            raise
+        finally:
+            os.close(ours)
+        if is_ready:
             where = shlex.quote(str(plan.run_dir.root))
             click.echo(f"running in the background (pid {pid}); stop it with: modelhost down --run-dir {where}")
             return 0
-        _, status = os.waitpid(pid, 0)
         # What went wrong has been said by the child.
         sys.stdout.flush()
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF or 1)
@@ -108,7 +119,23 @@ def _detach(plan: Plan) -> int:
         os.write(theirs, _READY)
         os.close(theirs)
 
-    return _run(plan, leave_terminal)
+    return _run(plan, keep_going, leave_terminal)
+
+
+def _interrupt(pid: int) -> None:
+    """Hand Ctrl-C on to the child, which has left our session, as often as it comes; then wait for its end.
+
+    How long that takes at most is up to the child, as in the foreground.
+    """
+    while True:
+        try:
+            os.kill(pid, signal.SIGINT)
+            os.waitpid(pid, 0)
+        except KeyboardInterrupt:
+            continue
+        except (ProcessLookupError, ChildProcessError):  # it came when the child had just ended
+            pass
+        return
 
 
 def _announce(plan: Plan) -> None:
@@ -116,14 +143,28 @@ def _announce(plan: Plan) -> None:
     from host.cli.printing import make_table, table_text
 
     table = make_table("model", "version", "processes", "platform", "path")
-    for model in plan.deployment.models:
+    models, example = plan.deployment.models, ""
+    if models:
+        example = f"try it:\n  {curl_command(plan.settings, models[0], plan.run_dir.root / 'example.json')}\n\n"
+    for model in models:
         path = f"/v2/models/{model.name}" + ("" if model.default else f"/versions/{model.version}")
         table.add_row(model.name, model.version, str(model.processes), model.platform, f"{path}/infer")
     _say(
-        f"\n{table_text(table)}\nready: {base_url(plan.settings)}\n\n"
-        f"try it:\n  {curl_command(plan.settings, plan.deployment.models[0], plan.run_dir.root / 'example.json')}\n\n"
+        f"\n{table_text(table) if models else 'no model is to run'}\nready: {base_url(plan.settings)}\n"
+        f"{_admin(plan.settings)}\n"
+        f"{example}"
         f"processes: {_supervisorctl()} -c {shlex.quote(str(plan.run_dir.supervisor_config))} status\n"
     )
+
+
+def _admin(settings: HostSettings) -> str:
+    """Where metrics and status are, if anywhere on the network."""
+    from host.cli.example import admin_url
+
+    if not settings.admin_port:
+        return ""
+    url = admin_url(settings)
+    return f"status page: {url}/\nmetrics: {url}/metrics\n"
 
 
 def _supervisorctl() -> str:

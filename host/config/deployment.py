@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from host.config.deployment_file import CANARIES_MAX_PERCENT, Entry, read_entries
+from host.config.deployment_file import Entry, read_entries
+from host.config.entry_checks import defaults_of, duplicate_problems, natural_key, scale_of, traffic_problems
 from host.config.environments import environment_python, need_of
 from host.config.features import Features, feature_problems, read_features
 from host.config.files import write_atomically
@@ -21,7 +21,6 @@ from host.protocol.messages import Limits
 from host.protocol.package import MODEL_FILE, Package, Resources, Sandbox, read_package
 from host.protocol.types import Signature
 
-_DIGITS: Final = re.compile(r"(\d+)")
 SHADOW_TOLERANCE: Final = 1e-6
 """How far a shadow's numbers may be from the original's, relative to them: another order of summing does that much."""
 
@@ -92,6 +91,15 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{self.group}:{slot}" for slot in range(self.processes)]
 
 
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
+    """Processes of a model version that are to be started again."""
+
+    pids: dict[int, int]
+    """Slot to the process that another one is to take the place of."""
+    in_place: bool = False
+    """Without one process more meanwhile."""
+
+
 class Deployment(msgspec.Struct, frozen=True):
     """Everything that should run, in a stable order."""
 
@@ -102,6 +110,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """Counts the changes since the host started."""
     draining: bool = False
     """The fronts say that they are not ready, and serve: for whoever takes the host out of a load balancer."""
+    restarts: dict[str, Restart] = {}
+    """By group; those whose processes are gone are done."""
 
 
 def write_deployment(path: Path, deployment: Deployment) -> None:
@@ -146,14 +156,14 @@ def load_deployment(
             chosen.append((entry, package, directory))
         except ConfigError as error:
             problems.extend(error.problems)
-    packages = [package for _, package, _ in chosen]
-    problems += _duplicates(packages)
+    resolved = [replace(entry, version=package.version) for entry, package, _ in chosen]
+    problems += duplicate_problems(resolved)
     if not problems:
         for _, package, directory in chosen:
             problems += feature_problems(str(directory / MODEL_FILE), package.signature, features)
-    scales = [_scale(entry, package, problems) for entry, package, _ in chosen]
-    defaults = _defaults([(entry, package) for entry, package, _ in chosen], problems)
-    problems += _traffic_problems([(entry, package) for entry, package, _ in chosen], defaults)
+    scales = [scale_of(entry, package.scale, problems) for entry, package, _ in chosen]
+    defaults = defaults_of(resolved, problems)
+    problems += traffic_problems(resolved, defaults)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return Deployment(
@@ -203,11 +213,6 @@ def socket_path_problems(deployment: Deployment, run_dir: Path) -> list[str]:
         f"run_dir: expected {advice}, because the path of a Unix socket holds {SOCKET_PATH_MAX_BYTES} bytes, "
         f"received {run_dir} ({len(os.fsencode(run_dir))} bytes), which makes {longest}"
     ]
-
-
-def natural_key(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key of a version: runs of digits compare as numbers, and above other text."""
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in _DIGITS.split(version) if part)
 
 
 def model_directories(repository: Path) -> list[Path]:
@@ -272,27 +277,6 @@ def _resources(entry: Entry, package: Resources) -> Resources:
     )
 
 
-class _Scale(NamedTuple):
-    processes: int
-    min_processes: int = 0
-    max_processes: int = 0
-    slots: int = 0
-
-
-def _scale(entry: Entry, package: Package, problems: list[str]) -> _Scale:
-    """A fixed number, or bounds: what the deployment says of either, else the package's."""
-    own = package.scale
-    if entry.processes or (entry.min_processes is None and own.min_processes == own.max_processes):
-        return _Scale(processes=entry.processes or own.min_processes, slots=entry.max_processes or 0)
-    least = own.min_processes if entry.min_processes is None else entry.min_processes
-    most = entry.max_processes or own.max_processes
-    if least > most:
-        least_key = "min_processes" if entry.min_processes is not None else "the package's min"
-        most_key = "max_processes" if entry.max_processes else "the package's max"
-        problems.append(f"{entry.where}: expected {least_key} of at most {most_key} ({most}), received {least}")
-    return _Scale(processes=least, min_processes=least, max_processes=most)
-
-
 def _package_directory(repository: Path, entry: Entry) -> Path:
     model = repository / entry.name
     if entry.name in (".", "..") or "/" in entry.name or not model.is_dir():
@@ -306,72 +290,3 @@ def _package_directory(repository: Path, entry: Entry) -> Path:
             return directory
     known = ", ".join(path.name for path in versions)
     raise ConfigError(f'{entry.where}.version: expected a version of {entry.name}: {known}, received "{entry.version}"')
-
-
-def _duplicates(packages: Sequence[Package]) -> Iterable[str]:
-    groups: dict[str, Package] = {}
-    for package in packages:
-        group = group_name(package.name, package.version)
-        other = groups.setdefault(group, package)
-        if other is package:
-            continue
-        if (other.name, other.version) == (package.name, package.version):
-            yield f"models: {package.name} version {package.version}: expected once, received twice"
-        else:
-            yield (
-                f"models: {other.name} version {other.version} and {package.name} version {package.version} "
-                f"would both be called {group}: rename one"
-            )
-
-
-def _defaults(chosen: Sequence[tuple[Entry, Package]], problems: list[str]) -> list[bool]:
-    """Which entries serve the paths without a version: the one that says so, else a model's highest version.
-
-    A canary and a shadow are never the default.
-    """
-    by_model: dict[str, list[int]] = {}
-    for index, (_, package) in enumerate(chosen):
-        by_model.setdefault(package.name, []).append(index)
-    defaults = [False] * len(chosen)
-    for name, indices in by_model.items():
-        said = [index for index in indices if chosen[index][0].default]
-        open_ = [index for index in indices if chosen[index][0].default is None and not _is_beside(chosen[index][0])]
-        if len(said) > 1:
-            versions = ", ".join(chosen[index][1].version for index in said)
-            problems.append(f"models: {name}: expected default = true for one version, received it for {versions}")
-        elif not said and not open_:
-            problems.append(
-                f"models: {name}: expected one version that is the default, received only versions with "
-                "default = false, canary_percent or shadow_percent"
-            )
-        else:
-            highest = max(said or open_, key=lambda index: natural_key(chosen[index][1].version))
-            defaults[highest] = True
-    return defaults
-
-
-def _is_beside(entry: Entry) -> bool:
-    """Whether a version serves beside the default."""
-    return bool(entry.canary_percent or entry.shadow_percent)
-
-
-def _traffic_problems(chosen: Sequence[tuple[Entry, Package]], defaults: Sequence[bool]) -> Iterable[str]:
-    """What contradicts itself among the versions of one model."""
-    by_model: dict[str, list[Entry]] = {}
-    for (entry, package), default in zip(chosen, defaults, strict=True):
-        by_model.setdefault(package.name, []).append(entry)
-        if entry.sticky_header and not default and not _is_beside(entry):
-            yield (
-                f"{entry.where}.sticky_header: expected it on the default version of {package.name}, "
-                f"received it on version {package.version}"
-            )
-    for name, entries in by_model.items():
-        shares = [entry.canary_percent for entry in entries if entry.canary_percent]
-        if sum(shares) > CANARIES_MAX_PERCENT:
-            yield (
-                f"models: {name}: expected canary_percent of at most {CANARIES_MAX_PERCENT} for all versions "
-                f"together, received {' + '.join(map(str, shares))}"
-            )
-        shadows = sum(entry.shadow_percent > 0 for entry in entries)
-        if shadows > 1:
-            yield f"models: {name}: expected shadow_percent for one version at most, received it for {shadows}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +23,24 @@ from host.protocol.schema import TableReader
 
 CANARIES_MAX_PERCENT: Final = 99
 """All canaries of a model together: the default always gets some."""
+
+ENTRY_KEYS: Final = (
+    "name",
+    "version",
+    "processes",
+    "min_processes",
+    "max_processes",
+    "default",
+    "memory",
+    "cpus",
+    "threads",
+    "canary_percent",
+    "shadow_percent",
+    "shadow_tolerance",
+    "judge",
+    "sticky_header",
+)
+"""Every key of a `[[models]]`."""
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 """RFC 9110's token."""
@@ -48,21 +68,27 @@ class Entry:
 
 
 def read_entries(path: Path, problems: list[str]) -> list[Entry]:
-    """Every `[[models]]` of a file; what is wrong is added to `problems`. Raises `ConfigError` if it is no TOML."""
-    reader = TableReader(str(path), read_toml(path), problems)
+    """Every `[[models]]` of a file; what is wrong is added to `problems`. Raises `ConfigError` if it is no TOML.
+
+    A file that says nothing of models is a mistake; nothing runs where it says `models = []`.
+    """
+    document = read_toml(path)
+    reader = TableReader(str(path), document, problems)
     entries: list[Entry] = []
     for position, table in enumerate(reader.tables("models")):
-        entry = _entry(f"{path}: models[{position}]", table)
+        entry = read_entry(f"{path}: models[{position}]", table)
         table.finish()
         if entry.name:
             entries.append(entry)
     reader.finish()
-    if not entries and not problems:
-        reader.problem("models", "at least one [[models]] with a name")
+    if not entries and not problems and document.get("models") != []:
+        reader.problem("models", "at least one [[models]] with a name, or models = [] for none")
     return entries
 
 
-def _entry(where: str, table: TableReader) -> Entry:
+def read_entry(where: str, table: TableReader) -> Entry:
+    """Read one `[[models]]`; what is wrong is added to the table's problems. `where` is for later problems."""
+
     def integer(key: str, maximum: int, minimum: int = 1) -> int | None:
         return table.integer(key, minimum=minimum, maximum=maximum) if table.has(key) else table.take(key)
 
@@ -189,17 +215,36 @@ def _change(entry: AbstractTable, changes: Mapping[str, Any]) -> None:
 
 
 def entries_text(entries: Sequence[Mapping[str, Any]]) -> str:
-    """A deployment file of these `[[models]]`."""
+    """A deployment file of these `[[models]]`; of none it says so."""
     document = tomlkit.document()
     document.add(tomlkit.comment("What runs on this host. Change it, then: modelhost apply"))
     models = tomlkit.aot()
     for entry in entries:
         table = tomlkit.table()
-        for key, value in entry.items():
+        # What stands behind a sub-table would be part of it.
+        for key, value in sorted(entry.items(), key=lambda item: isinstance(item[1], dict)):
             table.add(key, value)
         models.append(table)
-    document.add("models", models)
+    document.add("models", models if entries else tomlkit.array())
     return tomlkit.dumps(document)
+
+
+@contextmanager
+def draft_of(path: Path, text: str) -> Iterator[Path]:
+    """Write a text beside a deployment file, to be read as if it stood in its place; it is gone afterwards.
+
+    Problems of a `ConfigError` name the file itself. Raises `ConfigError` if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_atomically(draft, text.encode())
+        yield draft
+    except ConfigError as error:
+        raise ConfigError(*(one.replace(str(draft), str(path)) for one in error.problems)) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_deployment_file(path: Path, text: str) -> None:

@@ -80,6 +80,16 @@ class RunDirectory:
         return self.root / "fronts"
 
     @property
+    def counters(self) -> Path:
+        """Directory of what every process has counted, one file for each slot (`host.protocol.counters`)."""
+        return self.root / "counters"
+
+    @property
+    def starts(self) -> Path:
+        """Directory of how often every process was started, which control counts."""
+        return self.root / "starts"
+
+    @property
     def supervisor_config(self) -> Path:
         """supervisord's configuration, for `supervisorctl -c`."""
         return self.root / "supervisord.conf"
@@ -137,3 +147,13 @@ class RunDirectory:
 def group_name(model_name: str, model_version: str) -> str:
     """supervisord's group of a model version: `churn.v3`. A service of the host has no version: just its name."""
     return f"{model_name}.v{model_version}" if model_version else model_name
+
+
+def split_group(group: str) -> tuple[str, str]:
+    """Name and version of a group; of one that is no model version's, its name and nothing.
+
+    A version never holds ".v" but where somebody named it so: then it is cut at the last one, and the two are still
+    what nobody else's are.
+    """
+    name, separator, version = group.rpartition(".v")
+    return (name, version) if separator else (group, "")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import ipaddress
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from host.config.setting_values import UnparsableError, a_number, a_path, a_url, an_address
 from host.protocol.errors import ConfigError
 from host.protocol.frames import BODY_LIMIT_BYTES
+from host.protocol.logs import FORMATS, TEXT
 from host.protocol.package import read_toml
 from host.protocol.schema import TableReader, parse_bytes
 
@@ -28,6 +28,8 @@ VARIABLE_PREFIX: Final = "MODELHOST_"
 CONFIG_VARIABLE: Final = "MODELHOST_CONFIG"
 """Names the file; everything else with the prefix is a setting."""
 
+
+OTLP_MISSING: Final = "otlp_endpoint: traces need pip install 'modelhost[otlp]'"
 
 UIDS: Final = 1 << 20
 """How many user numbers are set aside for models: so many that two names seldom fall on one."""
@@ -42,6 +44,8 @@ class Kind(enum.Enum):
     SIZE = "size"
     PATH = "path"
     CHOICE = "choice"
+    SHARE = "share"
+    URL = "url"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,7 @@ class Setting:
 
     name: str
     kind: Kind
-    default: str | int | None
+    default: str | int | float | None
     help: str
     minimum: int = 0
     maximum: int = 0
@@ -82,6 +86,10 @@ class Setting:
                 return "a path (UTF-8, without control characters)"
             case Kind.CHOICE:
                 return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+            case Kind.SHARE:
+                return f"a share, a number from {self.minimum} to {self.maximum}"
+            case Kind.URL:
+                return "http:// or https:// with host, port and path, without user, password, query and fragment"
 
 
 SETTINGS: Final = (
@@ -94,6 +102,21 @@ SETTINGS: Final = (
     Setting(name="port", kind=Kind.INTEGER, default=8080, help="TCP port of the front", minimum=1, maximum=65535),
     Setting(
         name="fronts", kind=Kind.INTEGER, default=1, help="front processes sharing the port", minimum=1, maximum=64
+    ),
+    Setting(
+        name="admin_address",
+        kind=Kind.ADDRESS,
+        default="127.0.0.1",
+        help="address of the admin port; any other than this machine's own shows whoever reaches it everything "
+        "about the host",
+    ),
+    Setting(
+        name="admin_port",
+        kind=Kind.INTEGER,
+        default=8081,
+        help="TCP port of metrics and status, another one than the front's; 0: none",
+        minimum=0,
+        maximum=65535,
     ),
     Setting(
         name="repository",
@@ -236,6 +259,36 @@ SETTINGS: Final = (
         help="least severe message that the host's processes write to their logs",
         choices=("debug", "info", "warning", "error"),
     ),
+    Setting(
+        name="log_format",
+        kind=Kind.CHOICE,
+        default=TEXT,
+        help="how the host's processes write their logs: lines for people, or one JSON object a line",
+        choices=FORMATS,
+    ),
+    Setting(
+        name="access_log",
+        kind=Kind.SHARE,
+        default=0.01,
+        help="share of all requests that get a line in the front's log; those answered with a status of 500 or more "
+        "always do",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        name="otlp_endpoint",
+        kind=Kind.URL,
+        default=None,
+        help="collector that gets traces by OTLP over HTTP, such as http://127.0.0.1:4318; unset: there are none",
+    ),
+    Setting(
+        name="trace_sample",
+        kind=Kind.SHARE,
+        default=0.01,
+        help="share of the requests without a traceparent of their own that are traced; others say it themselves",
+        minimum=0,
+        maximum=1,
+    ),
 )
 
 
@@ -246,6 +299,8 @@ class HostSettings:
     address: str
     port: int
     fronts: int
+    admin_address: str
+    admin_port: int
     repository: Path
     max_package_bytes: int
     run_dir: Path
@@ -265,6 +320,10 @@ class HostSettings:
     grace_s: float
     drain_s: float
     log_level: str
+    log_format: str
+    access_log: float
+    otlp_endpoint: str | None
+    trace_sample: float
 
 
 class SourceKind(enum.Enum):
@@ -293,10 +352,6 @@ class LoadedSettings:
     file: Path | None
     deployment_file: Path
     """The deployment file, there or not."""
-
-
-class _Unparsable(Exception):
-    """The value is not what the setting expects."""
 
 
 def resolve_settings(
@@ -333,7 +388,7 @@ def resolve_settings(
             raw = reader.take(key)
             try:
                 values[setting.name] = _parse(setting, raw, base, environ, typed=kind is SourceKind.FILE)
-            except _Unparsable:
+            except UnparsableError:
                 reader.problem(key, setting.expected, raw)
             sources[setting.name] = Source(kind, str(file_name) if kind is SourceKind.FILE else key)
     names = [setting.name for setting in SETTINGS]
@@ -342,7 +397,13 @@ def resolve_settings(
     problems += _unknown("command line", given_flags, [setting.flag for setting in SETTINGS], "flag")
     if problems:
         raise ConfigError(*problems)
-    return HostSettings(**values), sources
+    settings = HostSettings(**values)
+    if _ports_clash(settings):
+        raise ConfigError(
+            f"admin_port: expected another port than the front's, received {settings.admin_port} for both "
+            f"({sources['port'].name}, {sources['admin_port'].name})"
+        )
+    return settings, sources
 
 
 def load_settings(
@@ -379,6 +440,13 @@ def load_settings(
     )
 
 
+def _ports_clash(settings: HostSettings) -> bool:
+    """Whether front and admin port are one: of the same address, or of one that takes in the other."""
+    addresses = {settings.address, settings.admin_address}
+    wide = {"0.0.0.0", "::", "localhost"}  # noqa: S104 - compared, not bound
+    return settings.admin_port == settings.port and (len(addresses) == 1 or bool(addresses & wide))
+
+
 def nearest(name: str, known: list[str]) -> str:
     """` (did you mean "port"?)`, or nothing when no known name is near."""
     close = difflib.get_close_matches(name, known, n=1)
@@ -400,61 +468,29 @@ def _default(setting: Setting, base: Path) -> Any:
 
 
 def _parse(setting: Setting, raw: object, base: Path, environ: Mapping[str, str], *, typed: bool) -> Any:
-    """Read one value. `typed`: it comes from TOML, where a number is no string. Raises `_Unparsable`."""
+    """Read one value. `typed`: it comes from TOML, where a number is no string. Raises `UnparsableError`."""
     match setting.kind:
         case Kind.ADDRESS:
-            return _address(raw)
+            return an_address(raw)
         case Kind.INTEGER:
-            return _bounded(setting, _number(raw, int, typed=typed))
-        case Kind.SECONDS:
-            return _bounded(setting, _number(raw, float, typed=typed))
+            return _bounded(setting, a_number(raw, int, typed=typed))
+        case Kind.SECONDS | Kind.SHARE:
+            return _bounded(setting, a_number(raw, float, typed=typed))
         case Kind.SIZE:
             size = parse_bytes(raw) if isinstance(raw, str) else raw
-            return _bounded(setting, _number(size, int, typed=True))
+            return _bounded(setting, a_number(size, int, typed=True))
         case Kind.PATH:
-            return _path(raw, base, environ)
+            return a_path(raw, base, environ)
         case Kind.CHOICE:
             if raw not in setting.choices:
-                raise _Unparsable
+                raise UnparsableError
             return raw
-
-
-def _number(raw: object, kind: type[int] | type[float], *, typed: bool) -> int | float:
-    if not typed and isinstance(raw, str) and raw.isascii() and "_" not in raw:
-        try:
-            return kind(raw)
-        except ValueError:
-            raise _Unparsable from None
-    if type(raw) is int or (kind is float and type(raw) is float):
-        return kind(raw)
-    raise _Unparsable
+        case Kind.URL:
+            return a_url(raw)
 
 
 def _bounded(setting: Setting, value: float) -> int | float:
     # Written so that NaN, which compares false, is refused.
     if not setting.minimum <= value <= setting.maximum:
-        raise _Unparsable
+        raise UnparsableError
     return value
-
-
-def _address(raw: object) -> str:
-    if raw == "localhost":
-        return raw
-    try:
-        return str(ipaddress.ip_address(raw if isinstance(raw, str) else ""))
-    except ValueError:
-        raise _Unparsable from None
-
-
-def _path(raw: object, base: Path, environ: Mapping[str, str]) -> Path:
-    if not isinstance(raw, str) or not raw or not is_plain_text(raw):
-        raise _Unparsable
-    if raw == "~" or raw.startswith("~/"):
-        home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - only `~`, and a missing HOME is no error
-        return Path(home, raw[2:])
-    return base / raw
-
-
-def is_plain_text(text: str) -> bool:
-    """Whether a text can stand in supervisord's file and in a log line: UTF-8, no control characters."""
-    return not any(ord(char) < 0x20 or ord(char) == 0x7F or 0xD800 <= ord(char) <= 0xDFFF for char in text)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from host.config.deployment import DeployedModel, Deployment
+from host.config.deployment import DeployedModel, Deployment, Restart
 from host.config.run_dir import FEATURES_GROUP
 from host.control.deaths import SlotDeaths
 from host.control.reconcile import Failure, Memory
 from host.control.status import Backoff, HostStatus, ModelStatus, Readiness, SlotStatus, Traffic, Usage, VersionState
-from host.front.latency import merged
 from host.front.state import FrontState
 from host.front.state import VersionState as FrontVersion
+from host.protocol.latency import merged
 from host.supervisor import ProcessInfo, ProcessState
 
 
@@ -52,6 +52,8 @@ class Plans:
     generation: int = 0
     told: bool = True
     """The routing says of draining what it should."""
+    restarts: Mapping[str, Restart] = field(default_factory=dict)
+    """Processes that are to be started again, by group."""
 
     @property
     def settled(self) -> bool:
@@ -94,6 +96,7 @@ def plans_of(desired: Deployment, routed: Deployment, memory: Memory) -> Plans:
         versions=tuple(versions),
         generation=memory.generation,
         told=desired.draining == routed.draining,
+        restarts={group: restart for group, restart in desired.restarts.items() if group in wanted},
     )
 
 
@@ -185,8 +188,13 @@ def compare(
         host=host,
         unwanted=tuple(slot(p.program, readiness.get(p.program, _NEVER).ready, 0.0) for p in others),
         generation=plans.generation,
-        settled=plans.settled,
+        settled=plans.settled and not any(_is_to_be_replaced(process, plans.restarts) for process in processes),
     )
+
+
+def _is_to_be_replaced(process: ProcessInfo, restarts: Mapping[str, Restart]) -> bool:
+    restart = restarts.get(process.group)
+    return restart is not None and process.pid > 0 and restart.pids.get(int(process.name)) == process.pid
 
 
 def _is_wanted(model: ModelStatus) -> bool:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from host.config.deployment import DeployedModel, Deployment, load_deployment, read_deployment, write_deployment
-from host.config.deployment_file import entries_text, write_deployment_file
-from host.config.files import write_atomically
+from host.config.deployment import (
+    DeployedModel,
+    Deployment,
+    Restart,
+    load_deployment,
+    read_deployment,
+    write_deployment,
+)
+from host.config.deployment_file import draft_of, entries_text, write_deployment_file
+from host.config.files import open_lock
 from host.config.history import add_to_history, change_of
 from host.config.run_dir import RunDirectory
 from host.control.groups import read_grants
@@ -23,6 +30,7 @@ from host.deployment_checks import deployment_problems
 from host.isolation.planning import demands
 from host.placement import place
 from host.protocol.errors import ConfigError, HostError
+from host.supervisor import SupervisorClient
 
 LOCK_S: Final = 10.0
 """Another change is checked and written in less; nobody holds the lock while it waits for the host."""
@@ -40,6 +48,10 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     differences: tuple[str, ...]
     wait_limit_s: float
     """How long the host may take."""
+    written: bool = False
+    """Whether the deployment file gets other bytes."""
+    retried: bool = False
+    """Nothing differs, and what had failed or was stopped is started again."""
 
 
 class DesiredState:
@@ -78,45 +90,87 @@ class DesiredState:
         before = read_deployment(self.run_dir.deployment)
         after = self._checked(text)
         differences = tuple(differences_of(before, after))
+        written = self._file_text() != text
         if not differences and not retry:
-            if not dry_run and self._file_text() != text:
+            if not dry_run and written:
                 write_deployment_file(self.file, text)
-            return Change(generation=before.generation, differences=(), wait_limit_s=self._wait_limit_s(before))
-        after = msgspec.structs.replace(after, generation=before.generation + 1, draining=before.draining)
+            wait_limit_s = self._wait_limit_s(before)
+            return Change(generation=before.generation, differences=(), wait_limit_s=wait_limit_s, written=written)
+        after = msgspec.structs.replace(
+            after,
+            generation=before.generation + 1,
+            draining=before.draining,
+            restarts=_still_due(before, after) | self._restarts(_with_other_threads(before, after)),
+        )
+        self._check_room(after)
         if not dry_run:
             write_deployment_file(self.file, text)
             write_deployment(self.run_dir.deployment, after)
             add_to_history(self.run_dir.history, change_of(what, after, differences, who))
         return Change(
-            generation=after.generation, differences=differences, wait_limit_s=self._wait_limit_s(before, after)
+            generation=after.generation,
+            differences=differences,
+            wait_limit_s=self._wait_limit_s(before, after),
+            written=written,
+            retried=not differences,
         )
 
-    def _file_text(self) -> str:
-        return self.file.read_bytes().decode() if self.file.exists() else ""
+    def restart(self, group: str, slots: Collection[int], what: str, *, in_place: bool) -> Change:
+        """Have processes of a version that should run started again, one by one. The lock must be held.
+
+        `in_place`: without one process more meanwhile. Raises `ConfigError` if there is no memory for that one, and
+        `HostError`.
+        """
+        before = read_deployment(self.run_dir.deployment)
+        pids = self._restarts([group])[group].pids
+        restart = Restart(pids={slot: pid for slot, pid in pids.items() if slot in slots}, in_place=in_place)
+        restarts = _still_due(before, before) | {group: restart}
+        after = msgspec.structs.replace(before, generation=before.generation + 1, restarts=restarts)
+        self._check_room(after)
+        write_deployment(self.run_dir.deployment, after)
+        add_to_history(self.run_dir.history, change_of(what, after, [f"{group}: {len(slots)} processes again"]))
+        return Change(generation=after.generation, differences=(), wait_limit_s=self._wait_limit_s(after))
+
+    def _restarts(self, groups: Collection[str]) -> dict[str, Restart]:
+        """All processes that versions have now."""
+        if not groups:
+            return {}
+        processes = SupervisorClient(self.run_dir.supervisor_socket).processes()
+        return {
+            group: Restart(pids={int(one.name): one.pid for one in processes if one.group == group and one.pid})
+            for group in groups
+        }
+
+    def _check_room(self, after: Deployment) -> None:
+        """While it changes, what is served runs beside what is to be, and one process more of what is restarted."""
+        served = read_deployment(self.run_dir.routing)
+        groups = {model.group: model for model in (*served.models, *after.models)}
+        for group, restart in after.restarts.items():
+            if group in groups and not restart.in_place:
+                model = groups[group]
+                groups[group] = msgspec.structs.replace(model, processes=model.processes + 1)
+        both = msgspec.structs.replace(after, models=tuple(groups.values()))
+        place(self.record.topology, demands(self.record.settings, both), read_grants(self.run_dir))
+
+    def _file_text(self) -> str | None:
+        """What the file holds, exactly; None if there is none."""
+        try:
+            return self.file.read_bytes().decode("utf-8", "surrogateescape")
+        except FileNotFoundError:
+            return None
 
     def _checked(self, text: str) -> Deployment:
         """Read a deployment file's text as if it stood in its place."""
         settings = self.record.settings
-        draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        try:
-            write_atomically(draft, text.encode())
+        with draft_of(self.file, text) as draft:
             after = load_deployment(settings.repository, draft, settings.environments, settings.features)
-        except ConfigError as error:
-            raise ConfigError(*(one.replace(str(draft), str(self.file)) for one in error.problems)) from None
-        except OSError as error:
-            raise ConfigError(f"{self.file}: cannot be written: {error.strerror}") from error
-        finally:
-            draft.unlink(missing_ok=True)
         served = read_deployment(self.run_dir.routing)
         there = [*served.models, *read_deployment(self.run_dir.deployment).models]
         problems = [*deployment_problems(settings, after), *_altered(there, after)]
         if after.features != served.features:
             problems.append(f"{settings.features}: features are read when the host starts: modelhost down, then up")
-        # While it changes, what is served runs beside what is to be.
-        groups = {model.group: model for model in (*served.models, *after.models)}
-        both = msgspec.structs.replace(after, models=tuple(groups.values()))
         try:
-            place(self.record.topology, demands(settings, both), read_grants(self.run_dir))
+            self._check_room(after)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -127,23 +181,28 @@ class DesiredState:
         loading_s = sum(model.processes * model.limits.startup_s for one in deployments for model in one.models)
         return loading_s + 2 * self.record.settings.drain_s + WAIT_MARGIN_S
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """One change at a time. Raises `HostError` if another one takes too long."""
-        file = os.open(self.run_dir.change_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + LOCK_S
-        try:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise HostError("another change of this host is being made; try again") from None
-                time.sleep(_LOOK_S)
-            yield
-        finally:
-            os.close(file)
+        return change_lock(self.run_dir)
+
+
+@contextmanager
+def change_lock(run_dir: RunDirectory) -> Iterator[None]:
+    """One change of a host at a time, whether it runs or not. Raises `HostError` if another one takes too long."""
+    file = open_lock(run_dir.change_lock)
+    deadline = time.monotonic() + LOCK_S
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError("another change of this host is being made; try again") from None
+            time.sleep(_LOOK_S)
+        yield
+    finally:
+        os.close(file)
 
 
 # -- what differs ---------------------------------------------------------------------------------------------
@@ -196,6 +255,17 @@ def _version_differences(was: DeployedModel, becomes: DeployedModel) -> Iterator
         old, new = getattr(was, key), getattr(becomes, key)
         if old != new:
             yield f"{key} {old or 'none'} -> {new or 'none'}"
+
+
+def _with_other_threads(before: Deployment, after: Deployment) -> list[str]:
+    """Versions whose processes have to start again to run with as many threads as they should."""
+    threads = {model.group: model.resources.threads for model in before.models}
+    return [one.group for one in after.models if threads.get(one.group, one.resources.threads) != one.resources.threads]
+
+
+def _still_due(before: Deployment, after: Deployment) -> dict[str, Restart]:
+    groups = {model.group for model in after.models}
+    return {group: restart for group, restart in before.restarts.items() if group in groups}
 
 
 def _role(model: DeployedModel) -> str:

@@ -12,12 +12,13 @@ import msgspec
 from host.config.deployment import DeployedModel, Deployment
 from host.config.features import Features
 from host.config.files import write_atomically
-from host.config.run_dir import RunDirectory
+from host.config.run_dir import FEATURES_GROUP, RunDirectory
 from host.control.host_record import HostRecord
 from host.isolation.cgroups import CgroupError
 from host.isolation.planning import Layout, demands
 from host.isolation.prepare import interpreter_directories, prepare_processes, pythons, read_record
 from host.placement import Grant, place
+from host.protocol.counters import retire_counters
 from host.protocol.errors import HostError
 from host.supervisor import (
     FAULT_ALREADY_STARTED,
@@ -101,6 +102,7 @@ class Groups:
             except CgroupError as error:
                 raise HostError(f"cgroups: {error.strerror}") from error
         shutil.rmtree(run_dir.group_sockets(group), ignore_errors=True)
+        retire_counters(run_dir.counters, {FEATURES_GROUP, *(model.group for model in left.models)})
         for path in run_dir.slots.iterdir():
             if path.name.partition(":")[0] == group:
                 path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import msgspec
 
 from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory
-from host.config.settings import HostSettings
+from host.config.settings import HostSettings, resolve_settings
 from host.placement import Topology
 from host.protocol.errors import ConfigError
 from supervisor_conf.render import Programs
@@ -32,9 +32,16 @@ def write_host_record(run_dir: RunDirectory, record: HostRecord) -> None:
 
 
 def read_host_record(run_dir: RunDirectory) -> HostRecord:
-    """Read what `write_host_record` wrote. Raises `ConfigError`."""
+    """Read what `write_host_record` wrote, of this release or another. Raises `ConfigError`.
+
+    A host goes on running while another release takes over: settings that the old one had not are as by default.
+    """
     try:
-        return msgspec.json.decode(run_dir.host.read_bytes(), type=HostRecord, dec_hook=_text_to_path)
+        raw = msgspec.json.decode(run_dir.host.read_bytes(), type=dict[str, Any])
+        settings, _ = resolve_settings({}, None, {}, {}, run_dir.root)
+        defaults = msgspec.to_builtins(settings, enc_hook=_path_to_text)
+        raw["settings"] = defaults | msgspec.convert(raw.get("settings", {}), dict[str, Any])
+        return msgspec.convert(raw, HostRecord, dec_hook=_text_to_path)
     except OSError as error:
         raise ConfigError(f"{run_dir.host}: cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:

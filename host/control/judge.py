@@ -6,7 +6,7 @@ import enum
 from typing import Final, NamedTuple
 
 from host.config.judgement import Judge
-from host.front.latency import Latencies, quantile_ns
+from host.protocol.latency import Latencies, quantile_ns
 
 QUANTILE: Final = 0.9
 """Of a hundred requests the tenth slowest says something, the slowest does not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -45,6 +45,65 @@ class WorkerCounters(msgspec.Struct, frozen=True, kw_only=True):
     def requests(self) -> int:
         """Answered, with a result or without."""
         return self.inference_stats.success.count + self.inference_stats.fail.count
+
+
+class ViewCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What control reads of a feature process's counters of one view: keys, by where they were found."""
+
+    present: Count = 0
+    """In the store."""
+    cached: Count = 0
+    stale: Count = 0
+    missing: Count = 0
+    unavailable: Count = 0
+
+    @property
+    def hits(self) -> int:
+        """Found in the cache."""
+        return self.cached + self.stale
+
+    @property
+    def keys(self) -> int:
+        """All that were asked for."""
+        return self.hits + self.present + self.missing + self.unavailable
+
+    def __add__(self, other: ViewCounts) -> ViewCounts:
+        """Those of two processes together."""
+        return ViewCounts(
+            present=self.present + other.present,
+            cached=self.cached + other.cached,
+            stale=self.stale + other.stale,
+            missing=self.missing + other.missing,
+            unavailable=self.unavailable + other.unavailable,
+        )
+
+
+class StoreState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a feature process says of a store."""
+
+    open: bool
+    """The store does not answer, and is left alone (the circuit is open)."""
+    openings: Count = 0
+
+
+class FeatureCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What control reads of a feature process's answer to `Operation.STATISTICS`."""
+
+    stores: dict[str, StoreState] = {}
+    views: dict[str, ViewCounts] = {}
+
+
+def together(parts: Iterable[FeatureCounters]) -> FeatureCounters:
+    """What several feature processes say: a store is open when it is for one of them."""
+    stores: dict[str, StoreState] = {}
+    views: dict[str, ViewCounts] = {}
+    for part in parts:
+        for name, store in part.stores.items():
+            earlier = stores.get(name, StoreState(open=False))
+            stores[name] = StoreState(open=store.open or earlier.open, openings=store.openings + earlier.openings)
+        for name, counts in part.views.items():
+            views[name] = views.get(name, ViewCounts()) + counts
+    return FeatureCounters(stores=stores, views=views)
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from host.control.observe import Reading, WorkerCounters
+from host.control.observe import FeatureCounters, Reading, WorkerCounters
 from host.control.status import Readiness
 from host.links import Link, LinkDirectory
 from host.protocol.messages import Hello, Notice, Operation, RequestHead, ResponseHead
@@ -27,6 +27,7 @@ _ANSWER_MAX_BYTES: Final = 1 << 20
 
 _NS_PER_S: Final = 1_000_000_000
 _decode_counters = msgspec.json.Decoder(WorkerCounters).decode
+_decode_features = msgspec.json.Decoder(FeatureCounters).decode
 
 
 def _nothing(*_: object) -> None:
@@ -79,8 +80,32 @@ class WorkerProbe:
             if link.identity in self._by_link  # else it ended meanwhile, and how busy it was is nobody's concern
         }
 
+    async def read_features(self, programs: Iterable[str], timeout_s: float) -> list[FeatureCounters]:
+        """Ask feature processes for their counters; those that are not ready or do not answer are left out."""
+        links = [self._links[program] for program in programs if program in self._links]
+        return [one for one in await asyncio.gather(*(self._read_features(link, timeout_s) for link in links)) if one]
+
+    async def _read_features(self, link: Link, timeout_s: float) -> FeatureCounters | None:
+        try:
+            return _decode_features(await self._ask(link, timeout_s))
+        except (TimeoutError, EOFError):
+            return None
+        except msgspec.DecodeError as error:
+            logger.warning("%s: expected its counters, received something else: %s", link.program, error)
+            return None
+
     async def _read(self, link: Link, timeout_s: float) -> Reading:
         _, pid = self._by_link[link.identity]
+        try:
+            return Reading(pid=pid, counters=_decode_counters(await self._ask(link, timeout_s)))
+        except (TimeoutError, EOFError):
+            return Reading(pid=pid)
+        except msgspec.DecodeError as error:
+            logger.warning("%s: expected its counters, received something else: %s", link.program, error)
+            return Reading(pid=pid)
+
+    async def _ask(self, link: Link, timeout_s: float) -> bytes:
+        """Ask for counters. Raises `TimeoutError`, or `EOFError` if the process ends meanwhile."""
         sequence = next(self._sequences)
         now_ns = time.monotonic_ns()
         head = RequestHead(
@@ -89,16 +114,12 @@ class WorkerProbe:
             received_ns=now_ns,
             deadline_ns=now_ns + int(timeout_s * _NS_PER_S),
         )
-        answer = self._asked[link.identity, sequence] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[link.identity, sequence] = answer
         link.send(head)
         try:
             async with asyncio.timeout(timeout_s):
-                return Reading(pid=pid, counters=_decode_counters(await answer))
-        except (TimeoutError, EOFError):
-            return Reading(pid=pid)
-        except msgspec.DecodeError as error:
-            logger.warning("%s: expected its counters, received something else: %s", link.program, error)
-            return Reading(pid=pid)
+                return await answer
         finally:
             del self._asked[link.identity, sequence]
 

@@ -10,6 +10,9 @@ serve, and what supervisord has. So whoever dies at any point, the next look goe
 | desired, not routed                       | a process of it died            | failed, and with it the model's change |
 | desired, not routed                       | all versions desired are ready  | route the model as desired             |
 | routed, not desired                       | its successors are not ready    | leave it as it is                      |
+| desired, a process of it to be restarted  | it serves, and all others do    | one process more, then stop it         |
+| desired, a process of it to be restarted  | it does not serve               | stop it                                |
+| running with more slots than it should    | as many as it should are ready  | stop those beyond                      |
 | neither desired (or failed) nor routed    | a front has calls of it         | wait, for the drain at most            |
 | neither desired (or failed) nor routed    | no front has                    | stop its slots, then remove it         |
 """
@@ -23,7 +26,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from host.config.deployment import DeployedModel, Deployment
+from host.config.deployment import DeployedModel, Deployment, Restart
 from host.control.status import ExitStatus
 from host.placement import Topology
 from host.supervisor import ProcessState
@@ -45,6 +48,8 @@ class SlotActual:
 
     state: ProcessState
     ready: bool = False
+    pid: int = 0
+    """0: there is none."""
     started_at: float = 0.0
     """Seconds since the epoch; 0: never by this supervisord."""
     spawn_error: str = ""
@@ -216,7 +221,7 @@ def decide(
         versions = wanted.get(name, [])
         given_up = any(model.group in failed for model in versions)
         before = served.get(name, [])
-        is_due = not given_up and _can_be_routed(versions, before, actual)
+        is_due = not given_up and _can_be_routed(versions, before, actual, memory)
         routing += versions if is_due else before
         if not given_up:
             for model in versions:
@@ -224,9 +229,13 @@ def decide(
     if tuple(routing) != routed.models or desired.draining != routed.draining:
         generation = routed.generation + 1
         actions.append(Route(msgspec.structs.replace(desired, models=tuple(routing), generation=generation)))
+    for group, restart in desired.restarts.items():
+        if group in running:
+            running[group], stops = _restarted(running[group], restart, actual, memory)
+            actions += stops
     actions += _declarations(running.values(), {model.group for model in routed.models}, memory, actual)
     actions += _starts(running.values(), actual, memory, pace.starting_max, now)
-    actions += _surplus(running.values(), actual)
+    actions += _surplus(running.values(), actual, memory)
     leaving = [group for group in dict.fromkeys([*memory.known, *actual.slots]) if group not in running]
     actions += _departures(leaving, routed.generation, actual, memory, now, pace)
     return actions
@@ -278,13 +287,22 @@ def _without(mapping: Mapping[str, T], keys: Iterable[str]) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key not in gone}
 
 
-def _can_be_routed(versions: Sequence[DeployedModel], before: Sequence[DeployedModel], actual: Actual) -> bool:
-    """Whether every version has all its processes ready. One that is served already need not, unless others leave."""
+def _can_be_routed(
+    versions: Sequence[DeployedModel], before: Sequence[DeployedModel], actual: Actual, memory: Memory
+) -> bool:
+    """Whether every version has all its processes ready. One that is served already need not, unless others leave.
+
+    Of one that is served, what somebody else has stopped is not waited for.
+    """
     groups = {model.group for model in before}
     others_leave = not groups <= {model.group for model in versions}
-    return all(
-        (model.group in groups and not others_leave) or _ready(model, actual) >= model.processes for model in versions
-    )
+
+    def is_due(model: DeployedModel) -> bool:
+        if model.group not in groups:
+            return _ready(model, actual) >= model.processes
+        return not others_leave or _ready(model, actual) >= _expected(model, actual, memory)
+
+    return all(is_due(model) for model in versions)
 
 
 def _at_least(model: DeployedModel, served: DeployedModel | None) -> DeployedModel:
@@ -336,14 +354,39 @@ def _failure(model: DeployedModel, actual: Actual, memory: Memory, now: float) -
     return None
 
 
+# -- a version whose processes are started again --------------------------------------------------------------
+def _restarted(
+    model: DeployedModel, restart: Restart, actual: Actual, memory: Memory
+) -> tuple[DeployedModel, list[Stop]]:
+    """How a version runs until its old processes are gone, and which of them can go now."""
+    slots = actual.slots.get(model.group, {})
+    old = {
+        number: slots[number]
+        for number, pid in sorted(restart.pids.items())
+        if number in slots and slots[number].pid == pid and slots[number].state.alive
+    }
+    if not old:
+        return model, []
+    if not restart.in_place:
+        more = model.processes + 1
+        model = msgspec.structs.replace(model, processes=more, slots=max(model.slots, more))
+    leaving = [number for number, slot in old.items() if _can_be_stopped(slot)]
+    idle = [number for number in leaving if not old[number].ready]
+    all_serve = not idle and _ready(model, actual) >= _expected(model, actual, memory)
+    return model, [Stop(f"{model.group}:{number}") for number in (leaving[:1] if all_serve else idle)]
+
+
 # -- what runs ------------------------------------------------------------------------------------------------
 def _declarations(
     running: Iterable[DeployedModel], routed: Container[str], memory: Memory, actual: Actual
 ) -> Iterator[Action]:
     for model in running:
         group = model.group
-        has_slots = len(actual.slots.get(group, ())) >= model.declared
-        if not has_slots or memory.known.get(group) != model or not (group in routed or group in memory.begun):
+        slots = actual.slots.get(group, {})
+        has_its_slots = len(slots) >= model.declared and all(
+            number < model.declared or slot.state.alive for number, slot in slots.items()
+        )
+        if not has_its_slots or memory.known.get(group) != model or not (group in routed or group in memory.begun):
             yield Declare(model)
 
 
@@ -357,12 +400,28 @@ def _starts(
         for number, slot in sorted(slots.items()):
             program = f"{model.group}:{number}"
             if slot.state in _DOWN:
-                if number < model.processes and (not slot.started_at or program not in memory.started):
+                if number < model.processes and not _stays_down(program, slot, memory):
                     stopped.append(program)
             elif _loads(slot, actual.exits.get(program), model.limits.startup_s, now):
                 starting += 1
     for program in stopped[: max(0, starting_max - starting)]:
         yield Start(program)
+
+
+def _expected(model: DeployedModel, actual: Actual, memory: Memory) -> int:
+    """How many processes of a version can become ready: all but those that stay down; one at least, if it has any."""
+    slots = actual.slots.get(model.group, {})
+    down = sum(
+        _stays_down(f"{model.group}:{number}", slot, memory)
+        for number, slot in slots.items()
+        if number < model.processes
+    )
+    return min(model.processes, max(1, model.processes - down))
+
+
+def _stays_down(program: str, slot: SlotActual, memory: Memory) -> bool:
+    """Whether somebody else stopped it, or supervisord gave it up: until the next generation."""
+    return slot.state in _DOWN and bool(slot.started_at) and program in memory.started
 
 
 def _loads(slot: SlotActual, died: ExitStatus | None, startup_s: float, now: float) -> bool:
@@ -372,13 +431,16 @@ def _loads(slot: SlotActual, died: ExitStatus | None, startup_s: float, now: flo
     return is_coming and (died is None or died.at <= since)
 
 
-def _surplus(running: Iterable[DeployedModel], actual: Actual) -> Iterator[Action]:
-    """Slots beyond those that should run, once one of these is ready."""
+def _surplus(running: Iterable[DeployedModel], actual: Actual, memory: Memory) -> Iterator[Action]:
+    """Slots beyond those that should run, once so many are ready as should be, but for those that stay down."""
     for model in running:
-        if model.processes and not _ready(model, actual):
-            continue
-        for number, slot in actual.slots.get(model.group, {}).items():
-            if number >= model.processes and _can_be_stopped(slot):
+        slots = actual.slots.get(model.group, {})
+        spare = sum(slot.ready for slot in slots.values()) - _expected(model, actual, memory)
+        for number, slot in sorted(slots.items(), reverse=True):
+            if number < model.processes or not _can_be_stopped(slot):
+                continue
+            if not slot.ready or spare > 0:
+                spare -= slot.ready
                 yield Stop(f"{model.group}:{number}")
 
 

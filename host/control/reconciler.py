@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from host.config.features import Features
 from host.config.files import write_atomically
 from host.config.run_dir import RunDirectory, group_name
 from host.config.watch import replacements
-from host.control.compare import HOST_GROUPS, plans_of
+from host.control.compare import HOST_GROUPS, Plans, plans_of
 from host.control.groups import Groups, models_of
 from host.control.ledger import Ledger
 from host.control.reconcile import (
@@ -61,7 +61,7 @@ LOOK_SETTLED_S: Final = 10.0
 _STOPPING: Final = ProcessState.STOPPING
 
 RETRY_S: Final = 1.0
-"""After supervisord, a cgroup or a file refused something."""
+"""After supervisord, a cgroup or a file refused something, or what should run could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,8 @@ class Reconciler:
         self._clock = clock
         self._changed = asyncio.Event()
         self._routed = self.routed()
+        self._seen: tuple[Look, list[ProcessInfo]] | None = None
+        self._looked = asyncio.Event()
         self.memory = _read_memory(run_dir, self._routed)
 
     def desired(self) -> Deployment:
@@ -124,14 +126,26 @@ class Reconciler:
         """Every version that has processes or should have."""
         return models_of(self.memory.known)
 
+    async def last_seen(self) -> tuple[Plans, list[ProcessInfo]]:
+        """Where every version stands, and what supervisord said when it was asked last: whenever something happened.
+
+        Waits for the first look.
+        """
+        await self._looked.wait()
+        assert self._seen is not None  # noqa: S101 - set before the event
+        look, processes = self._seen
+        return plans_of(look.desired, look.routed, self.memory), processes
+
     def scale(self, numbers: Mapping[str, int]) -> None:
         """Have so many processes of scaled models run, by group."""
         self._remember(msgspec.structs.replace(self.memory, scaled=self.memory.scaled | dict(numbers)))
         self.notice()
 
-    async def front_states(self) -> list[FrontState]:
-        """What each front that runs and answers says. Raises `HostError`."""
-        running = [one for one in await self._supervisor.processes() if one.group == "front" and one.pid]
+    async def front_states(self, processes: Iterable[ProcessInfo] | None = None) -> list[FrontState]:
+        """What each front that runs and answers says. `processes`: supervisord's, if known. Raises `HostError`."""
+        if processes is None:
+            processes = await self._supervisor.processes()
+        running = [one for one in processes if one.group == "front" and one.pid]
         states = await asyncio.gather(*(self._front_state(int(one.name)) for one in running))
         return [state for state in states if state is not None]
 
@@ -152,7 +166,7 @@ class Reconciler:
             pause_s = RETRY_S
             try:
                 pause_s = await self._step()
-            except (HostError, OSError) as error:
+            except (HostError, ConfigError, OSError) as error:
                 logger.error("%s", error)
             try:
                 async with asyncio.timeout(pause_s):
@@ -188,13 +202,17 @@ class Reconciler:
         exits = {name: slot.last for name, slot in self._ledger.slots.items() if slot.last is not None}
         actual = Actual(slots=slots, fronts=fronts, exits=exits)
         self._remember(begin(self.memory, desired, routed, actual))
-        return Look(desired, routed, actual, self.memory)
+        look = Look(desired, routed, actual, self.memory)
+        self._seen = look, processes
+        self._looked.set()
+        return look
 
     def _slot(self, process: ProcessInfo) -> SlotActual:
         seen = self._readiness.get(process.program)
         return SlotActual(
             state=process.state,
             ready=seen is not None and seen.ready and seen.pid == process.pid and process.state is not _STOPPING,
+            pid=process.pid,
             started_at=float(process.start_s),
             spawn_error=process.spawn_error,
         )

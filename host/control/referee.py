@@ -14,9 +14,9 @@ from host.config.run_dir import RunDirectory
 from host.control.desired import DesiredState
 from host.control.judge import Tally, Verdict, judge
 from host.control.reconciler import Reconciler
-from host.front.latency import merged, since
 from host.front.state import VersionState
-from host.protocol.errors import HostError
+from host.protocol.errors import ConfigError, HostError
+from host.protocol.latency import merged, since
 
 logger = logging.getLogger("modelhost.control")
 
@@ -50,7 +50,7 @@ class Referee:
                 states = await self._reconciler.front_states()
                 for canary in canaries:
                     await self._watch(canary, {state.pid: state.versions for state in states})
-            except HostError as error:
+            except (HostError, ConfigError, OSError) as error:  # also of a deployment file that does not hold
                 logger.error("judging canaries: %s", error)
 
     async def _watch(self, canary: DeployedModel, now: Counts) -> None:

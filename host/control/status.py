@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from host.front.latency import Latencies
+from host.protocol.latency import Latencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosts import supervisord_answers, until
 
 from host.protocol.errors import HostError
 from host.supervisor import (
@@ -63,11 +63,7 @@ def supervisord(directory: Path) -> Iterator[Path]:
     process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(config)])
     path = directory / "supervisor.sock"
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: supervisord_answers(path) or process.poll() is not None, "supervisord answers")
         yield path
     finally:
         process.terminate()

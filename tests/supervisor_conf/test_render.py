@@ -108,17 +108,20 @@ def test_the_commands(rendered: tuple[Path, Any]) -> None:
         *launcher("churn.v3:1"),
         *("/model env/bin/python", "-I", "-u", "-X", "faulthandler", "/code/models/by_path.py"),
         *("--package", "/models/churn/3", "--socket", f"{run_dir}/sockets/churn.v3/1.sock", "--slot", "1"),
-        *("--body-max-bytes", "67108864", "--drain-s", "2.5", "--log-level", "info"),
+        *("--body-max-bytes", "67108864", "--drain-s", "2.5"),
+        *("--log-level", "info", "--log-format", "text"),
     ]
     assert shlex.split(processes["front:1"].command) == [
         *launcher("front:1"),
         *("/venv/bin/python", "-u", "-m", "host.front", "--run-dir", str(run_dir), "--address", "127.0.0.1"),
         *("--port", "8080", "--max-body-bytes", "67108864", "--max-connections", "4096", "--keepalive-s", "75"),
-        *("--drain-s", "2.5", "--log-level", "info", "--index", "1"),
+        *("--access-log", "0.01", "--trace-sample", "0.01"),
+        *("--drain-s", "2.5", "--log-level", "info", "--log-format", "text", "--index", "1"),
     ]
     assert shlex.split(processes["control:control"].command) == [
         *launcher("control"),
-        *("/venv/bin/python", "-u", "-m", "host.control", "--run-dir", str(run_dir), "--log-level", "info", "--events"),
+        *("/venv/bin/python", "-u", "-m", "host.control", "--run-dir", str(run_dir)),
+        *("--log-level", "info", "--log-format", "text", "--events"),
     ]
 
 

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hosts import supervisord_answers, until
 
 from host.supervisor import FAULT_BAD_NAME, ProcessInfo, ProcessState, SupervisorClient, SupervisorFault
 
@@ -90,16 +90,12 @@ def supervisord() -> Iterator[Supervisord]:
         found.configure(a=2)
         process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", config], cwd=ROOT)
         try:
-            deadline = time.monotonic() + LIMIT_S
-            while not path.exists():
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            until(lambda: supervisord_answers(path) or process.poll() is not None, "supervisord answers")
             yield found
-        finally:
             # At once: supervisord itself would take its time to look at its signals and children.
             for pid in found.pids().values():
                 os.kill(pid, signal.SIGKILL)
+        finally:
             process.kill()
             process.wait(LIMIT_S)
 
@@ -170,6 +166,22 @@ def test_a_group_with_fewer_slots_or_another_command_keeps_what_it_has(superviso
     supervisord.configure(a=1, command="sleep 601")
     assert supervisord.declare("a") == 2
     assert supervisord.pids() == before
+
+
+def test_slots_that_should_not_be_there_go_once_they_have_no_process(supervisord: Supervisord) -> None:
+    supervisord.configure(a=4)
+    supervisord.declare("a")
+    before = supervisord.start("a:0", "a:2")
+    supervisord.configure(a=1)
+    assert supervisord.declare("a") == 2
+    assert supervisord.pids() == before
+    assert set(supervisord.processes()) == {"a:0", "a:2"}
+    supervisord.client.call("stopProcess", "a:2", True)
+    assert supervisord.declare("a") == 1
+    assert set(supervisord.processes()) == {"a:0"}
+    supervisord.configure(a=3)
+    assert supervisord.declare("a") == 3
+    assert set(supervisord.start("a:2")) == {"a:0", "a:2"}
 
 
 def test_a_group_that_was_removed_can_be_declared_again(supervisord: Supervisord) -> None:

@@ -210,6 +210,19 @@ def test_up_says_who_has_the_port(run: Run, package: Path, short: Path) -> None:
     assert not list((short / "run").rglob("*.sock"))
 
 
+def test_up_says_who_has_the_admin_port(run: Run, package: Path, short: Path) -> None:
+    with socket.socket() as sock, socket.socket() as free:
+        for one in (sock, free):
+            one.bind(("127.0.0.1", 0))
+        sock.listen()
+        port, front = sock.getsockname()[1], free.getsockname()[1]
+        free.close()
+        outcome = run("up", "--run-dir", short / "run", "--port", str(front), "--admin-port", str(port))
+    assert outcome.code == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: address already in use by pid " in outcome.err
+    assert "another one: --admin-port (0: none)" in outcome.err
+
+
 def test_up_refuses_a_run_dir_that_cannot_be(run: Run, package: Path, short: Path) -> None:
     (short / "file").write_text("")
     outcome = run("up", "--run-dir", short / "file")
@@ -229,3 +242,47 @@ def test_logs_are_merged_by_time(run: Run, tmp_path: Path) -> None:
     assert run("logs", "front").out.endswith("four\n")
     assert run("logs", "-n", "0").out == ""
     assert "there are: a.v1:0, a.v1:1, front:0" in run("logs", "b").err
+
+
+JSON_LOG = """\
+{"time":"2026-01-01T00:00:01.000Z","level":"info","process":"a.v1:0","message":"one","request_id":"r1"}
+printed
+{"time":"2026-01-01T00:00:03.000Z","level":"error","process":"a.v1:0","message":"three","request_id":"r3",\
+"exception":"Traceback\\nValueError"}
+"""
+
+
+def test_logs_of_json_are_readable_or_raw(run: Run, tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "a.v1:0.log").write_text(JSON_LOG)
+    one, printed, three, *traceback = run("logs", "a").out.splitlines()
+    assert one.endswith(",000 INFO a.v1:0 request r1: one")
+    assert printed == "printed"
+    assert three.endswith(",000 ERROR a.v1:0 request r3: three")
+    assert traceback == ["Traceback", "ValueError"]
+    raw = run("logs", "a", "--json").out.splitlines()
+    assert [raw[0], raw[2]] == [JSON_LOG.splitlines()[0], JSON_LOG.splitlines()[2]]
+    assert json.loads(raw[1]) == {
+        **{"time": "2026-01-01T00:00:01.000Z", "level": "info", "process": "a.v1:0", "message": "printed"}
+    }
+    assert len(run("logs", "a", "--level", "error").out.splitlines()) == 3
+    assert run("logs", "a", "--request-id", "r1").out.splitlines() == [one]
+    assert run("logs", "a", "--request-id", "r").out == ""
+
+
+def test_logs_are_chosen(run: Run, tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    for name in ("a.v1:0", "a.v1:1", "front:0", "front:1", "control"):
+        (logs / f"{name}.log").write_text(f"2026-01-01 00:00:01,000 WARNING {name} request r: {name}\nTraceback\n")
+    (logs / "front:0.log.1").write_text("2026-01-01 00:00:00,000 ERROR front:0 requests q, r: old\n")
+    assert run("logs", "a", "--slot", "1", "-n", "2").out.splitlines()[0].endswith("a.v1:1")
+    assert len(run("logs", "--slot", "1").out.splitlines()) == 4
+    assert run("logs", "--level", "error").out.split(" | ")[1].endswith("old\n")
+    assert len(run("logs", "--request-id", "r").out.splitlines()) == 11
+    assert len(run("logs", "front", "--request-id", "q").out.splitlines()) == 1
+    for name, guess in (("aa", "a"), ("fronts", "front"), ("a.v2", "a.v1"), ("contrlo", "control")):
+        assert f'did you mean "{guess}"' in run("logs", name).err
+    assert "no log of slot 2 of a; there are: a.v1:0, a.v1:1" in run("logs", "a", "--slot", "2").err
+    assert run("logs", "--level", "loud").code == 2

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import supervisord_answers
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 30.0
@@ -41,7 +42,9 @@ class HostUnderTest:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
-        (directory / "modelhost.toml").write_text(f'repository = "models"\nport = {self.port}\ndrain_s = 3\n')
+        (directory / "modelhost.toml").write_text(
+            f'repository = "models"\nport = {self.port}\nadmin_port = 0\ndrain_s = 3\n'
+        )
         assert self.command("new", "line", "--runtime", "python")[0] == 0
 
     @property
@@ -101,7 +104,7 @@ class HostUnderTest:
     def pids(self) -> dict[int, str]:
         """Every living process that knows the run directory."""
         found = {}
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in [one / "cmdline" for one in Path("/proc").glob("[0-9]*")]:
             try:
                 words = path.read_bytes().decode().split("\0")
             except OSError:
@@ -293,14 +296,15 @@ def test_a_wrong_golden_case_stops_the_start(host: HostUnderTest) -> None:
     host.assert_nothing_left()
 
 
-def test_ctrl_c_while_starting_stops_cleanly(host: HostUnderTest) -> None:
+@pytest.mark.parametrize(("arguments", "expected"), [((), 0), (("--detach",), 130)])
+def test_ctrl_c_while_starting_stops_cleanly(host: HostUnderTest, arguments: tuple[str, ...], expected: int) -> None:
     with (host.package / "model.py").open("a") as file:
         file.write("\nimport time; time.sleep(600)\n")
-    process = host.start("up")
+    process = host.start("up", *arguments)
     until(lambda: any("by_path" in words for words in host.pids().values()), "a worker loads")
     process.send_signal(signal.SIGINT)
     code, _, err = host.ended(process)
-    assert (code, err) == (0, "")
+    assert (code, err.strip()) == (expected, "")  # click ends the line of a ^C
     host.assert_nothing_left()
 
 
@@ -333,7 +337,7 @@ def test_a_second_ctrl_c_hurries(host: HostUnderTest) -> None:
 
 def processes() -> list[str]:
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in [one / "cmdline" for one in Path("/proc").glob("[0-9]*")]:
         try:
             found.append(path.read_bytes().decode("utf-8", "replace"))
         except OSError:
@@ -392,7 +396,7 @@ def test_a_supervisord_started_by_hand_is_left_alone(host: HostUnderTest) -> Non
     host.ended(process)
     config = str(host.run_dir / "supervisord.conf")
     by_hand = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", config], cwd="/")
-    until((host.run_dir / "supervisor.sock").exists, "supervisord answers")
+    until(lambda: supervisord_answers(host.run_dir / "supervisor.sock"), "supervisord answers")
     code, _, err = host.command("up")
     assert (code, f"supervisorctl -c {config} shutdown" in err) == (1, True)
     assert by_hand.poll() is None

@@ -128,9 +128,8 @@ def test_every_wrong_value_is_named(tmp_path: Path, line: str, problem: str) -> 
     [
         ("[[models]]", "models[0].name: expected a string, received nothing"),
         ("[[models]]\nname = 1", "models[0].name: expected a string, received 1"),
-        ("", "models: expected at least one [[models]] with a name"),
-        ("models = []", "models: expected at least one [[models]] with a name"),
-        ('[[models]]\nname = ""', "models: expected at least one [[models]] with a name"),
+        ("", "models: expected at least one [[models]] with a name, or models = [] for none"),
+        ("[[models]]\nname = ''", "models: expected at least one [[models]] with a name, or models = [] for none"),
         ("models = 1", "models: expected tables: [[models]], received 1"),
         ('models = ["a"]', "models: expected tables: [[models]], received ['a']"),
         ('[models]\nname = "a"', "models: expected tables: [[models]], received {'name': 'a'}"),

@@ -24,7 +24,7 @@ from host.protocol.errors import ConfigError
 
 CWD = Path("/work place")
 FILE = Path("/etc/mh/modelhost.toml")
-BOUNDED = [setting for setting in SETTINGS if setting.kind in (Kind.INTEGER, Kind.SECONDS, Kind.SIZE)]
+BOUNDED = [setting for setting in SETTINGS if setting.kind in (Kind.INTEGER, Kind.SECONDS, Kind.SIZE, Kind.SHARE)]
 
 
 def resolve(
@@ -49,6 +49,8 @@ def test_defaults() -> None:
         address="127.0.0.1",
         port=8080,
         fronts=1,
+        admin_address="127.0.0.1",
+        admin_port=8081,
         repository=CWD / "model_repository",
         max_package_bytes=8 << 30,
         run_dir=CWD / "run",
@@ -68,6 +70,10 @@ def test_defaults() -> None:
         grace_s=0,
         drain_s=10,
         log_level="info",
+        log_format="text",
+        access_log=0.01,
+        otlp_endpoint=None,
+        trace_sample=0.01,
     )
     assert set(sources.values()) == {Source(SourceKind.DEFAULT, "default")}
 
@@ -82,6 +88,18 @@ def test_a_later_source_wins_and_says_so() -> None:
         settings, came_from = resolve(*sources)
         assert settings.port == port
         assert came_from["port"] == source
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::", "localhost"])  # noqa: S104
+def test_the_admin_port_is_another_one(address: str) -> None:
+    assert problems({"port": 9000, "address": address}, {"MODELHOST_ADMIN_PORT": "9000"}) == [
+        f"admin_port: expected another port than the front's, received 9000 for both ({FILE}, MODELHOST_ADMIN_PORT)"
+    ]
+    assert resolve({"port": 9000, "admin_port": 9001, "address": address})[0].admin_port == 9001
+
+
+def test_one_port_on_two_addresses_is_two_ports() -> None:
+    assert resolve({"address": "192.0.2.1", "port": 8081})[0].admin_port == 8081
 
 
 def test_paths_start_where_they_were_written() -> None:
@@ -143,6 +161,37 @@ def test_what_is_no_address(address: str) -> None:
 @pytest.mark.parametrize("path", ["", "a\nb", "a\0b", "a\x7fb", "a\udcffb"])
 def test_what_is_no_path(path: str) -> None:
     assert len(problems({"run_dir": path})) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:4318", "https://otel.example.com/otlp", "http://[::1]:4318", "http://c"]
+)
+def test_urls(url: str) -> None:
+    assert resolve({"otlp_endpoint": url})[0].otlp_endpoint == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "x",
+        "collector:4318",
+        "grpc://c:4317",
+        "http://",
+        "http://u:p@c",
+        "http://c:0",
+        "http://c:65536",
+        "http://c:x",
+        "http://c?token=1",
+        "http://c#x",
+        "http://c\n",
+        "http://c d",
+        "http://ä",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_url(url: str) -> None:
+    assert len(problems({"otlp_endpoint": url})) == 1
 
 
 def test_sizes() -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from host.config.judgement import Judge
 from host.control.judge import Tally, Verdict, judge
 from host.control.referee import tally
-from host.front.latency import Latencies, LatencyHistogram
 from host.front.state import VersionState
+from host.protocol.latency import Latencies, LatencyHistogram
 
 TERMS = Judge(window_s=60, min_requests=100, max_failed_percent=2.0, max_slowdown=2.0)
 MS = 1_000_000

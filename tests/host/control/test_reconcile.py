@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from host.config.deployment import DeployedModel, Deployment
+from host.config.deployment import DeployedModel, Deployment, Restart
 from host.control.compare import plans_of
 from host.control.reconcile import (
     START_MARGIN_S,
@@ -493,17 +494,114 @@ def test_scaling_up_starts_only_the_slots_that_are_new() -> None:
 
 
 def test_scaling_down_stops_only_the_slots_beyond() -> None:
-    actual = there({"churn.v1": [READY, READY, STOPPING, STOPPED], "other.v1": [READY]})
+    actual = there({"churn.v1": [READY, READY, STOPPING, STOPPING], "other.v1": [READY]})
     assert decided([V1, OTHER], [V1, OTHER], actual, remembered(V1, OTHER)) == [Stop("churn.v1:1")]
 
 
-@pytest.mark.parametrize("first", [LOADING, BACKOFF, STOPPING, FATAL])
-def test_surplus_serves_until_one_that_is_wanted_is_ready(first: SlotActual) -> None:
+@pytest.mark.parametrize("slot", [STOPPED, FATAL, FRESH])
+def test_slots_beyond_leave_supervisord_when_they_have_stopped(slot: SlotActual) -> None:
+    assert decided([V1], [V1], there({"churn.v1": [READY, slot]}), remembered(V1)) == [Declare(V1)]
+    more = version("1", 1, slots=2)
+    assert decided([more], [more], there({"churn.v1": [READY, slot]}), remembered(more)) == []
+
+
+@pytest.mark.parametrize("first", [LOADING, BACKOFF, STOPPING, FRESH])
+def test_surplus_serves_until_as_many_as_are_wanted_are_ready(first: SlotActual) -> None:
     fewer = version("1", 2)
     memory = remembered(fewer, started=["churn.v1:0", "churn.v1:1"])
-    assert decided([fewer], [fewer], there({"churn.v1": [first, first, READY]}), memory) == []
-    one = there({"churn.v1": [first, READY, READY]})
-    assert decided([fewer], [fewer], one, memory) == [Stop("churn.v1:2")]
+
+    def stops(*slots: SlotActual) -> list[Action]:
+        actions = decided([fewer], [fewer], there({"churn.v1": slots}), memory)
+        return [action for action in actions if isinstance(action, Stop)]
+
+    assert stops(first, first, READY) == []
+    assert stops(first, READY, READY) == []
+    assert stops(first, READY, READY, READY) == [Stop("churn.v1:3")]
+    assert stops(READY, READY, READY, READY) == [Stop("churn.v1:3"), Stop("churn.v1:2")]
+    assert stops(first, READY, LOADING) == [Stop("churn.v1:2")]
+
+
+@pytest.mark.parametrize("down", [STOPPED, FATAL])
+def test_surplus_does_not_stand_in_for_what_stays_down_unless_nothing_else_serves(down: SlotActual) -> None:
+    fewer = version("1", 2)
+    memory = remembered(fewer, started=["churn.v1:0", "churn.v1:1"])
+    assert decided([fewer], [fewer], there({"churn.v1": [down, READY, READY]}), memory) == [Stop("churn.v1:2")]
+    assert decided([fewer], [fewer], there({"churn.v1": [down, down, READY]}), memory) == []
+
+
+# -- its processes are started again --------------------------------------------------------------------------
+def running(pid: int) -> SlotActual:
+    return replace_slot(READY, pid)
+
+
+def replace_slot(slot: SlotActual, pid: int) -> SlotActual:
+    return dataclasses.replace(slot, pid=pid)
+
+
+def restarted(
+    model: DeployedModel, slots: Sequence[SlotActual], *, in_place: bool = False, known: DeployedModel | None = None
+) -> list[Action]:
+    """What is done next when processes 10, 11, ... in slots 0, 1, ... are to be replaced."""
+    pids = {number: 10 + number for number in range(model.processes)}
+    desired = Deployment((model,), restarts={model.group: Restart(pids=pids, in_place=in_place)})
+    memory = remembered(known or model)
+    return decide(desired, Deployment((model,)), there({model.group: slots}), memory, NOW, PACE)
+
+
+def test_a_restart_begins_with_one_process_more_and_ends_without_it() -> None:
+    more = version("1", 2, slots=2)
+    assert restarted(V1, [running(10)]) == [Declare(more)]
+    assert restarted(V1, [running(10), FRESH], known=more) == [Start("churn.v1:1")]
+    assert restarted(V1, [running(10), LOADING], known=more) == []
+    assert restarted(V1, [running(10), running(20)], known=more) == [Stop("churn.v1:0")]
+    assert restarted(V1, [replace_slot(STOPPING, 10), running(20)], known=more) == []
+    assert restarted(V1, [STOPPED, running(20)], known=more) == [Declare(V1), Start("churn.v1:0")]
+    assert restarted(V1, [replace_slot(LOADING, 30), running(20)]) == []
+    assert restarted(V1, [running(30), running(20)]) == [Stop("churn.v1:1")]
+    assert restarted(V1, [running(30), replace_slot(STOPPING, 20)]) == []
+    assert restarted(V1, [running(30), STOPPED]) == [Declare(V1)]
+    assert restarted(V1, [running(30)]) == []
+
+
+def test_processes_are_restarted_one_by_one() -> None:
+    two, more = version("1", 2), version("1", 3, slots=3)
+    assert restarted(two, [running(10), running(11), running(20)], known=more) == [Stop("churn.v1:0")]
+    assert restarted(two, [replace_slot(LOADING, 30), running(11), running(20)], known=more) == []
+    assert restarted(two, [running(30), running(11), running(20)], known=more) == [Stop("churn.v1:1")]
+    assert restarted(two, [running(30), replace_slot(LOADING, 31), running(20)], known=two) == []
+    assert restarted(two, [running(30), running(31), running(20)], known=two) == [Stop("churn.v1:2")]
+
+
+def test_a_restart_in_place_needs_no_process_more() -> None:
+    two = version("1", 2)
+    assert restarted(two, [running(10), running(11)], in_place=True) == [Stop("churn.v1:0")]
+    assert restarted(two, [replace_slot(LOADING, 30), running(11)], in_place=True) == []
+    assert restarted(two, [running(30), running(11)], in_place=True) == [Stop("churn.v1:1")]
+    assert restarted(V1, [running(10)], in_place=True) == [Stop("churn.v1:0")]
+
+
+@pytest.mark.parametrize("idle", [LOADING, BACKOFF])
+def test_what_does_not_serve_is_restarted_at_once(idle: SlotActual) -> None:
+    two, more = version("1", 2), version("1", 3, slots=3)
+    slots = [running(10), replace_slot(idle, 11), FRESH]
+    assert restarted(two, slots, known=more)[:1] == [Stop("churn.v1:1")]
+    assert restarted(two, slots[:2], in_place=True) == [Stop("churn.v1:1")]
+
+
+def test_a_restart_of_a_scaled_model_uses_the_slots_that_it_has() -> None:
+    model = replace(V1, min_processes=1, max_processes=3)
+    actions = restarted(model, [running(10), FRESH, FRESH])
+    assert actions == [Declare(replace(model, processes=2, slots=2)), Start("churn.v1:1")]
+
+
+def test_a_restart_of_what_leaves_or_is_gone_is_nothing() -> None:
+    restarts = {"churn.v1": Restart(pids={0: 10}), "churn.v9": Restart(pids={0: 10})}
+    desired = Deployment((V2,), restarts=restarts)
+    actual = there(
+        {"churn.v1": [running(10)], "churn.v2": [running(11)]}, FrontActual(generation=7, calls={"churn.v1": 1})
+    )
+    memory = remembered(V1, V2, unrouted={"churn.v1": NOW - 1})
+    assert decide(desired, Deployment((V2,), generation=7), actual, memory, NOW, PACE) == []
 
 
 # -- it is remembered -----------------------------------------------------------------------------------------
@@ -622,6 +720,7 @@ class Slot:
 
     state: ProcessState = ProcessState.STOPPED
     ready: bool = False
+    pid: int = 0
     started_at: float = 0.0
     wait: int = 0
     """Looks until it goes on: to ready, to its end, to its next start."""
@@ -654,6 +753,7 @@ class Host:
         self.doomed = doomed
         self.loading = loading
         self.now = NOW + 0.7
+        self.last_pid = 0
         self.desired = self.routed = NOTHING
         self.memory = Memory()
         self.config: dict[str, DeployedModel] = {}
@@ -680,6 +780,19 @@ class Host:
                 self.unrest.add(name)
         self.stopped_by_operator.clear()
         self.looked.clear()
+
+    def restart(self, program: str, *, in_place: bool) -> None:
+        """Have a process replaced, and with it every other one of its version."""
+        group = group_of(program)
+        if group in groups(self.desired):
+            self.edit(self.desired.models)
+            pids = {number: slot.pid for number, slot in self.slots[group].items() if slot.pid}
+            restart = Restart(pids=pids, in_place=in_place)
+            self.desired = replace(self.desired, restarts={group: restart})
+            self.unrest.add(model_of(group))
+            self.may_fail.add(group)
+            if in_place:
+                self.hurt.add(model_of(group))
 
     def supervisord_dies(self) -> None:
         self.slots = {
@@ -724,7 +837,7 @@ class Host:
     def _go_on(self, program: str, slot: Slot) -> None:
         match slot.state:
             case ProcessState.STOPPING:
-                slot.state = ProcessState.STOPPED
+                slot.state, slot.pid = ProcessState.STOPPED, 0
             case ProcessState.BACKOFF:
                 self._start(slot)
             case _ if group_of(program) in self.doomed:
@@ -749,10 +862,13 @@ class Host:
         # supervisord's times are whole seconds.
         slot.state, slot.ready, slot.started_at = ProcessState.STARTING, False, float(int(self.now))
         slot.wait = self.chance.randint(*self.loading)
+        self.last_pid += 1
+        slot.pid = self.last_pid
 
     def _die(self, program: str) -> None:
         slot = self._slot(program)
         slot.state, slot.ready, slot.wait = ProcessState.BACKOFF, False, self.chance.randint(1, 2)
+        slot.pid = 0
         self.exits[program] = died(self.now)
 
     def _stop(self, program: str) -> None:
@@ -778,7 +894,7 @@ class Host:
         return Actual(
             slots={
                 group: {
-                    number: SlotActual(state=slot.state, ready=slot.ready, started_at=slot.started_at)
+                    number: SlotActual(state=slot.state, ready=slot.ready, pid=slot.pid, started_at=slot.started_at)
                     for number, slot in its.items()
                 }
                 for group, its in self.slots.items()
@@ -822,6 +938,9 @@ class Host:
                 self.config = dict(self.memory.known)
                 for number in range(model.declared):
                     self.slots.setdefault(model.group, {}).setdefault(number, Slot())
+                for number, slot in list(self.slots[model.group].items()):
+                    if number >= model.declared and not slot.state.alive:
+                        del self.slots[model.group][number]
             case Start(program):
                 if not self._slot(program).state.alive:
                     self._start(self._slot(program))
@@ -878,9 +997,15 @@ class Host:
                     assert group not in running
                 case Declare(model):
                     served = {one.group: one.processes for one in self.routed.models}
-                    assert replace(model, processes=0) == replace(running[model.group], processes=0)
-                    # It keeps the processes that it has until all that should be served with it are ready.
-                    assert model.processes in (running[model.group].processes, served.get(model.group))
+                    slots = model.slots if model.slots == model.processes else 0
+                    assert replace(model, processes=0, slots=slots) == replace(
+                        running[model.group], processes=0, slots=slots
+                    )
+                    # It keeps the processes that it has until all that should be served with it are ready; and has one
+                    # more as long as some are restarted.
+                    more = model.processes - (model.group in self.desired.restarts)
+                    numbers = (running[model.group].processes, served.get(model.group))
+                    assert model.processes in numbers or more in numbers
                 case _:
                     assert_never(action)
             assert model_of(target(action)) in self.unrest, "only changed models are touched"
@@ -888,6 +1013,9 @@ class Host:
     def _check_stop(self, program: str, running: Mapping[str, DeployedModel]) -> None:
         group, _, number = program.partition(":")
         if group in running:
+            restart = self.desired.restarts.get(group)
+            if restart is not None and restart.pids.get(int(number)) == self._slot(program).pid:
+                return
             assert int(number) >= running[group].processes, "what should run is not stopped"
             return
         assert group not in groups(self.routed)
@@ -905,13 +1033,25 @@ class Host:
                 for number, slot in self.slots.get(group, {}).items()
                 if number < model.processes and f"{group}:{number}" not in self.exits
             ]
-            assert sum(slot.state.alive and not slot.ready for slot in slots) <= self.pace.starting_max
+            loading = (ProcessState.STARTING, ProcessState.RUNNING, ProcessState.BACKOFF)
+            assert sum(slot.state in loading and not slot.ready for slot in slots) <= self.pace.starting_max
 
     def _has_ready(self, name: str) -> bool:
         return any(slot.ready for model in of(self.routed, name) for slot in self.slots.get(model.group, {}).values())
 
+    def to_be_replaced(self) -> set[str]:
+        """Versions that still have a process of those that are to be started again."""
+        return {
+            group
+            for group, restart in self.desired.restarts.items()
+            if group in self.running()
+            and any(
+                slot.pid and restart.pids.get(number) == slot.pid for number, slot in self.slots.get(group, {}).items()
+            )
+        }
+
     def _calm_down(self) -> None:
-        for name in list(self.unrest):
+        for name in list(self.unrest - {model_of(group) for group in self.to_be_replaced()}):
             wanted = of(self.desired, name)
             known = [model for model in self.memory.known.values() if model.name == name]
             if of(self.routed, name) == wanted and sorted(known, key=repr) == sorted(wanted, key=repr):
@@ -920,7 +1060,9 @@ class Host:
                     for model in wanted
                     for number, slot in self.slots[model.group].items()
                 ]
-                if all(slot.ready if is_wanted else not slot.state.alive for slot, is_wanted in slots):
+                if len(slots) == sum(model.declared for model in wanted) and all(
+                    slot.ready if is_wanted else not slot.state.alive for slot, is_wanted in slots
+                ):
                     self.unrest.discard(name)
                     self.hurt.discard(name)
 
@@ -943,6 +1085,11 @@ class Host:
         running = self.running()
         assert self.memory.known == self.config == running
         assert self.slots.keys() == running.keys()
+        for group, model in running.items():
+            assert all(
+                number < model.declared or slot.state.alive for number, slot in self.slots.get(group, {}).items()
+            )
+        assert not self.to_be_replaced()
         for group, model in running.items():
             ready = [slot.ready for number, slot in self.slots[group].items() if number < model.processes]
             by_hand = [name for name in self.stopped_by_operator if group_of(name) == group]
@@ -1002,7 +1149,12 @@ VERSIONS = st.tuples(st.sampled_from("ab"), st.sampled_from("123"))
 EDITS = st.builds(Edit, st.dictionaries(VERSIONS, st.integers(1, 3), max_size=4))
 HAPPENS = st.builds(
     Happens,
-    st.sampled_from(["retry", "drain", "control dies", "supervisord dies", "a process dies", "an operator stops"]),
+    st.sampled_from(
+        [
+            *("retry", "drain", "control dies", "supervisord dies", "a process dies", "an operator stops"),
+            *("restart", "restart in place"),
+        ]
+    ),
     st.integers(0, 7),
 )
 STORIES = st.lists(st.tuples(EDITS | HAPPENS, st.integers(0, 8)), max_size=12)
@@ -1025,7 +1177,10 @@ def happen(host: Host, event: Edit | Happens) -> None:
             alive = host.alive()
             if alive:
                 program = alive[which % len(alive)]
-                (host.kill if what == "a process dies" else host.stop_by_hand)(program)
+                if what.startswith("restart"):
+                    host.restart(program, in_place=what.endswith("in place"))
+                else:
+                    (host.kill if what == "a process dies" else host.stop_by_hand)(program)
 
 
 def told(
