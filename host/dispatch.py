@@ -11,7 +11,7 @@ A request is in exactly one place: in its pool's queue, or in flight on one work
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, MutableSequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +73,8 @@ class Pending(msgspec.Struct, eq=False, kw_only=True):
     """Run in a batch of its own."""
     worker: int | None = None
     """Where it is in flight; None while it is queued."""
+    sent_ns: int = 0
+    """When it was given to a worker, the last time."""
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -113,29 +115,25 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """Held or refused since the front started."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """What went wrong in one front since it started."""
+# What went wrong with a pool, counted where the shell says. (What is refused, whoever gives the answer counts.)
+LATE_ANSWERS: Final = 0
+"""Answers for requests that had expired or whose client was gone: dropped."""
+UNKNOWN_ANSWERS: Final = 1
+"""Answers for requests that were never sent on that connection, or are answered already: dropped."""
+WORKER_DEATHS: Final = 2
+"""Connections of workers that ended without a goodbye."""
+RETRIES: Final = 3
+"""Requests sent again because they may have been running when their worker died."""
+RETURNED: Final = 4
+"""Requests of dead workers that had not begun and went back to the queue."""
 
-    late_answers: int = 0
-    """Answers for requests that had expired or whose client was gone: dropped."""
-    unknown_answers: int = 0
-    """Answers for requests that were never sent on that connection, or are answered already: dropped."""
-    worker_deaths: int = 0
-    """Connections of workers that ended without a goodbye."""
-    retries: int = 0
-    """Requests sent again because they may have been running when their worker died."""
-    returned: int = 0
-    """Requests of dead workers that had not begun and went back to the queue."""
-    poison: int = 0
-    """Requests that were running at two deaths."""
-    expired: int = 0
-    """Requests whose deadline passed in the front."""
-    cancelled: int = 0
-    """Requests whose client went away."""
-    queue_full: int = 0
-    would_be_late: int = 0
-    not_ready: int = 0
+Counts = MutableSequence[int] | memoryview
+"""A number for each of these, and whatever comes behind them."""
+
+
+def own_counts(_: PoolKey) -> Counts:
+    """Counts that nobody else sees."""
+    return [0] * (RETURNED + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -187,6 +185,7 @@ class Pool:
     """What messages call it."""
     limits: Limits
     window_rows: int
+    counts: Counts
     workers: dict[int, Worker] = field(default_factory=dict)
     queue: deque[Pending] = field(default_factory=deque)
     queued_rows: int = 0
@@ -276,11 +275,12 @@ class Pool:
 class Dispatcher:
     """All pools of one front."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts_of: Callable[[PoolKey], Counts] = own_counts) -> None:
+        """`counts_of`: where a pool counts, asked when there is a new one."""
+        self._counts_of = counts_of
         self.pools: dict[PoolKey, Pool] = {}
         self.pending: dict[int, Pending] = {}
         self.workers: dict[int, Worker] = {}
-        self.counters = Counters()
         self._kept: frozenset[PoolKey] | None = None
         """Pools that stay without a worker; None: all."""
 
@@ -302,7 +302,10 @@ class Dispatcher:
         window_rows = AHEAD_BATCHES * limits.max_batch_rows
         if pool is None:
             label = label or f"model '{key[0]}' version {key[1]}"
-            self.pools[key] = Pool(key=key, limits=limits, window_rows=window_rows, label=label, holds=holds)
+            counts = self._counts_of(key)
+            self.pools[key] = Pool(
+                key=key, limits=limits, window_rows=window_rows, counts=counts, label=label, holds=holds
+            )
         else:
             pool.limits, pool.window_rows, pool.holds = limits, window_rows, holds
 
@@ -317,6 +320,12 @@ class Dispatcher:
                     actions += self._refuse_queue(pool, _NOT_SERVED)
             self._drop_if_done(pool)
         return actions
+
+    def missed(self, key: PoolKey) -> None:
+        """A request would have been submitted, had there been a worker; somebody else answers it."""
+        pool = self.pools.get(key)
+        if pool is not None:
+            pool.without_worker += 1
 
     def demand(self) -> dict[PoolKey, Demand]:
         """Of every pool that had requests while it had no worker."""
@@ -335,31 +344,26 @@ class Dispatcher:
         """Admit a request: send it, queue it, or refuse it."""
         pool = self.pools.get(pending.pool)
         if pool is None:  # withdrawn while its features were read
-            self.counters.not_ready += 1
             name, version = pending.pool
             return (Refuse(pending, ModelNotReady(f"model '{name}' version {version} is not served here any more")),)
         pending.rows = pool.estimated_rows(pending.size_bytes)
         if not pool.ready:
             pool.without_worker += 1
             if not pool.holds:
-                self.counters.not_ready += 1
                 return (Refuse(pending, ModelNotReady(f"{pool.label}: no worker is ready")),)
         remaining_ns = pending.deadline_ns - now_ns
         if remaining_ns <= 0:
-            self.counters.expired += 1
             return (Refuse(pending, DeadlineExceeded("deadline passed before the request was queued")),)
         worker, sent_rows = pool.least_loaded(now_ns)
         wait_ns = pool.wait_ns(pending.rows, sent_rows)
         # An idle model is always asked: only its answers can correct an estimate that is wrong by now. Of a worker that
         # is still to come nothing is known.
         if wait_ns > remaining_ns and pool.ready and not pool.idle:
-            self.counters.would_be_late += 1
             return (Refuse(pending, _would_be_late(pool, wait_ns, remaining_ns)),)
         if not pool.queue and (taker := pool.taker(worker, pending.rows)) is not None:
             self.pending[pending.sequence] = pending
             return (self._assign(taker, pending, now_ns),)
         if len(pool.queue) >= pool.limits.max_queue:
-            self.counters.queue_full += 1
             error = QueueFull(f"{pool.label}: {len(pool.queue)} requests are waiting (max_queue)")
             error.retry_after_s = _retry_after_s(wait_ns)
             return (Refuse(pending, error),)
@@ -368,10 +372,12 @@ class Dispatcher:
         pool.queued_rows += pending.rows
         return ()
 
-    def cancel(self, sequence: int) -> None:
-        """The client is gone. In the queue the request vanishes; in flight, its answer will be dropped."""
-        if self._forget(sequence) is not None:
-            self.counters.cancelled += 1
+    def cancel(self, sequence: int) -> bool:
+        """The client is gone. In the queue the request vanishes; in flight, its answer will be dropped.
+
+        Whether it was still to be answered.
+        """
+        return self._forget(sequence) is not None
 
     def expire(self, now_ns: int) -> list[Action]:
         """Refuse every request whose deadline has passed."""
@@ -385,7 +391,6 @@ class Dispatcher:
             else:
                 where = "waiting in the queue" if pool.ready else "no worker was ready"
             self._forget(pending.sequence)
-            self.counters.expired += 1
             actions.append(Refuse(pending, DeadlineExceeded(f"deadline passed while {where}")))
         return actions
 
@@ -421,7 +426,7 @@ class Dispatcher:
         del pool.workers[worker]
         self._unready(pool, lost)
         if not lost.leaving or lost.in_flight:
-            self.counters.worker_deaths += 1
+            pool.counts[WORKER_DEATHS] += 1
         suspects = _may_have_run(lost, pool.limits.max_batch_rows)
         actions: list[Action] = []
         again: list[Pending] = []
@@ -434,13 +439,12 @@ class Dispatcher:
                 pending.alone = True
                 error = _death(pool, pending)
                 if error is not None:
-                    self.counters.poison += isinstance(error, PoisonRequest)
                     del self.pending[pending.sequence]
                     actions.append(Refuse(pending, error))
                     continue
-                self.counters.retries += 1
+                pool.counts[RETRIES] += 1
             else:
-                self.counters.returned += 1
+                pool.counts[RETURNED] += 1
             again.append(pending)
         pool.queue.extendleft(reversed(again))
         pool.queued_rows += sum(pending.rows for pending in again)
@@ -458,7 +462,7 @@ class Dispatcher:
         answering = self.workers[worker]
         finished = answering.in_flight.pop(head.sequence, None)
         if finished is None:
-            self.counters.unknown_answers += 1
+            self.pools[answering.pool].counts[UNKNOWN_ANSWERS] += 1
             return ()
         answering.rows -= finished.rows
         answering.progress_ns = now_ns
@@ -471,7 +475,7 @@ class Dispatcher:
             answering.others_rows = max(0, head.backlog_rows - answering.rows)
         answers: tuple[Action, ...] = ()
         if self.pending.pop(head.sequence, None) is None:
-            self.counters.late_answers += 1
+            pool.counts[LATE_ANSWERS] += 1
         else:
             answers = (Answer(finished),)
         if answering.leaving:
@@ -484,7 +488,7 @@ class Dispatcher:
     def _assign(self, worker: Worker, pending: Pending, now_ns: int) -> Send:
         if not worker.in_flight:
             worker.progress_ns = now_ns
-        pending.worker = worker.identity
+        pending.worker, pending.sent_ns = worker.identity, now_ns
         worker.in_flight[pending.sequence] = pending
         worker.rows += pending.rows
         return Send(worker.identity, pending)
@@ -521,7 +525,6 @@ class Dispatcher:
         while pool.queue:
             pending = pool.queue.popleft()
             del self.pending[pending.sequence]
-            self.counters.not_ready += 1
             refused.append(Refuse(pending, ModelNotReady(f"{pool.label}: {reason}")))
         pool.queued_rows = 0
         return refused

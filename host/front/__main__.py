@@ -10,6 +10,7 @@ from pathlib import Path
 import uvloop
 
 from host.front.server import FrontOptions, serve_front
+from host.protocol import logs
 from host.protocol.errors import ConfigError, HostError
 from host.protocol.process import die_with_parent
 
@@ -25,15 +26,19 @@ def main() -> int:
     parser.add_argument("--max-connections", type=int, default=4096, help="connections (default %(default)s)")
     parser.add_argument("--keepalive-s", type=float, default=75.0, help="idle connections close (default %(default)s)")
     parser.add_argument("--drain-s", type=float, default=10.0, help="time to finish requests (default %(default)s)")
+    parser.add_argument("--access-log", type=float, default=0.0, help="share of requests logged (default %(default)s)")
+    parser.add_argument("--otlp-endpoint", help="collector that gets traces (default: none)")
+    parser.add_argument(
+        "--trace-sample", type=float, default=0.0, help="share of traced requests (default %(default)s)"
+    )
     parser.add_argument("--no-fast-lane", action="store_true", help="serve everything through aiohttp (to compare)")
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error (default %(default)s)")
+    parser.add_argument(
+        "--log-format", default=logs.TEXT, choices=logs.FORMATS, help="how log lines are written (default %(default)s)"
+    )
     options = parser.parse_args()
     die_with_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s front:{options.index} %(message)s",
-    )
+    logs.configure(f"front:{options.index}", options.log_level, options.log_format)
     front = FrontOptions(
         run_dir=options.run_dir,
         index=options.index,
@@ -43,6 +48,10 @@ def main() -> int:
         max_connections=options.max_connections,
         keepalive_s=options.keepalive_s,
         drain_s=options.drain_s,
+        log_format=options.log_format,
+        access_log=options.access_log,
+        otlp_endpoint=options.otlp_endpoint,
+        trace_sample=options.trace_sample,
         fast_lane=not options.no_fast_lane,
     )
     try:

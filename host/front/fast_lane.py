@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from host.front.access_log import Access, AccessLog, error_code
 from host.front.answers import COMPRESS_INLINE_MAX_BYTES, Responses, compress, compression
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
@@ -21,6 +22,7 @@ from host.front.deadlines import body_timeout_ns
 from host.front.gateway import Call, Gateway
 from host.front.headers import RequestIds
 from host.front.plain import PlainHead, may_become_plain, read_plain_head
+from host.front.routes import Endpoint
 from host.front.sharing import Sharing
 from host.front.traffic import NO_CANARY
 from host.protocol.errors import DeadlineExceeded, Overloaded, RequestError
@@ -49,6 +51,10 @@ LINGER_S: Final = 2.0
 
 SWEEP_S: Final = 1.0
 _NS_PER_S: Final = 1_000_000_000
+
+_STATUS_AT: Final = len("HTTP/1.1 ")
+_FAILED: Final = ord("5")
+"""The first digit of a failure's status."""
 
 
 # Why a connection is not read just now: bits. (An enum.IntFlag costs half a microsecond to look at.)
@@ -90,6 +96,7 @@ class FastLane:
         sharing: Sharing,
         budget: BodyBudget,
         request_ids: RequestIds,
+        access: AccessLog,
         *,
         max_body_bytes: int,
         keepalive_s: float,
@@ -100,6 +107,7 @@ class FastLane:
         self.sharing = sharing
         self.budget = budget
         self.request_ids = request_ids
+        self.access = access
         self.responses = Responses()
         self.other_lane = other_lane
         self.connections: set[FastConnection] = set()
@@ -294,6 +302,7 @@ class FastConnection(asyncio.Protocol):
         except Overloaded as error:
             refused = self._call(plain, body, received_ns)
             self._calls.append(refused)
+            self._lane.gateway.outcomes_of(plain.pool).refused_unread(error)
             self._finish(refused, self._refusal(refused, error))
             return
         if plain.traffic is None:
@@ -329,6 +338,7 @@ class FastConnection(asyncio.Protocol):
             json_bytes=plain.json_bytes,
             request_id=plain.request_id or self._lane.request_ids.new(),
             traceparent=plain.traceparent,
+            tracestate=plain.tracestate,
             accept_encoding=plain.accept_encoding,
         )
 
@@ -385,6 +395,7 @@ class FastConnection(asyncio.Protocol):
         """Answer before the body has come; the connection is of no use after that."""
         self._end_body()
         call = self._call(body.plain, b"", body.received_ns)
+        self._lane.gateway.outcomes_of(call.pool).refused_unread(error)
         self._discard = True
         self._calls.append(call)
         self._finish(call, self._lane.responses.refusal(call.request_id, error, call.encoding, last=True))
@@ -429,6 +440,10 @@ class FastConnection(asyncio.Protocol):
 
     def _finish(self, call: LaneCall, answer: bytes) -> None:
         calls = self._calls
+        access = self._lane.access
+        access.countdown -= 1
+        if access.countdown < 0 or answer[_STATUS_AT] == _FAILED:
+            self._note(call, answer)
         if calls[0] is not call:
             call.answer = answer
             return
@@ -443,6 +458,28 @@ class FastConnection(asyncio.Protocol):
         self._go_on_soon()
         if not calls and (self._leaving or self._discard or self._lane.stopping):
             self._end()
+
+    def _note(self, call: LaneCall, answer: bytes) -> None:
+        """Have the access log tell of an answer that is about to be written."""
+        body = memoryview(answer)[answer.index(b"\r\n\r\n") + 4 :]
+        status = int(answer[_STATUS_AT : _STATUS_AT + 3])
+        model, version = call.pool
+        self._lane.access.note(
+            Access(
+                received_ns=call.received_ns,
+                method="POST",
+                route=(Endpoint.INFER if call.operation is Operation.INFER else Endpoint.V1_PREDICT).route,
+                status=status,
+                in_bytes=call.size_bytes,
+                out_bytes=len(body),
+                model=model,
+                version=version,
+                slot=self._lane.gateway.slot_of(call),
+                code=error_code(status, body),
+                request_id=call.request_id,
+                traceparent=call.traceparent,
+            )
+        )
 
     def _go_on_soon(self) -> None:
         """Have what waited for its turn read in a turn of its own, and not inside somebody else's answer.

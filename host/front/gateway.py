@@ -9,15 +9,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from host.config.deployment import DeployedModel
 from host.config.run_dir import FEATURES_GROUP, group_name
-from host.dispatch import Action, Answer, CloseWorker, Dispatcher, Pending, PoolKey, Refuse, Send
-from host.front.outcomes import FAILED_MIN_STATUS, Outcomes
+from host.dispatch import Action, Answer, CloseWorker, Counts, Dispatcher, Pending, PoolKey, Refuse, Send
+from host.front.outcomes import CANCELLED, FELL_BACK, Outcomes, WordsOf, private_words
 from host.links import Link
 from host.protocol.documents import decode_document
-from host.protocol.errors import ModelNotReady, PoisonRequest, RequestError, http_status
+from host.protocol.errors import ModelNotReady, PoisonRequest, RequestError
+from host.protocol.logs import about
 from host.protocol.messages import (
     NO_JSON_HEADER,
     Encoding,
@@ -28,6 +29,9 @@ from host.protocol.messages import (
     RequestHead,
     ResponseHead,
 )
+
+if TYPE_CHECKING:
+    from host.front.tracing import Trace
 
 logger = logging.getLogger("modelhost.front")
 
@@ -82,6 +86,10 @@ class Call(Pending, eq=False, kw_only=True):
     json_bytes: int = NO_JSON_HEADER
     request_id: str = ""
     traceparent: str = ""
+    tracestate: str = ""
+    """Of the caller; only the front's own spans need it."""
+    trace: Trace | None = None
+    """Where it is noted what happens to the call; only `TracedGateway` looks."""
 
 
 Result = tuple[ResponseHead, bytes]
@@ -97,11 +105,19 @@ where it can still expire."""
 class Gateway:
     """Runs calls on workers. Implements `LinkOwner`; everything happens on one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, models: Iterable[DeployedModel] = ()) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        models: Iterable[DeployedModel] = (),
+        words_of: WordsOf = private_words,
+    ) -> None:
         self._loop = loop
-        self.dispatcher = Dispatcher()
+        self._words_of = words_of
         self.outcomes: dict[PoolKey, Outcomes] = {}
         """Of every version that is served, or that workers are still connected of."""
+        self.others = Outcomes(words_of(""))
+        """Of everything that is for no model version."""
+        self.dispatcher = Dispatcher(self._counts_of)
         self._featured: dict[PoolKey, str] = {}
         """Models with inputs that can be fetched, with their groups."""
         self._unready: dict[int, dict[str, str]] = {}
@@ -125,13 +141,28 @@ class Gateway:
             if any(spec.features for spec in model.signature.inputs)
         }
         self._perform(self.dispatcher.keep_only({FEATURES_POOL, *served}))
-        kept = [key for key in self.dispatcher.pools if key != FEATURES_POOL]
-        self.outcomes = {key: self.outcomes.get(key) or Outcomes() for key in kept}
+        self.outcomes = {key: self.outcomes[key] for key in self.dispatcher.pools if key != FEATURES_POOL}
+
+    def _counts_of(self, key: PoolKey) -> Counts:
+        """Where the dispatch counts for a new pool: beside the outcomes of its requests."""
+        outcomes = Outcomes(self._words_of(group_name(*key)))
+        if key != FEATURES_POOL:
+            self.outcomes[key] = outcomes
+        return outcomes.dispatched
+
+    def outcomes_of(self, key: PoolKey) -> Outcomes:
+        """Where a client's request is counted; one for no model version, or one that is gone, among the others."""
+        return self.outcomes.get(key, self.others)
+
+    def slot_of(self, call: Call) -> int | None:
+        """Which worker has a call, or answered it; None: none, or one that is gone."""
+        link = self._links.get(call.worker) if call.worker is not None else None
+        return int(link.program.rpartition(":")[2]) if link is not None else None
 
     def busy(self) -> Counter[PoolKey]:
         """How many calls each model version has here, those whose features are being read included."""
         calls = cast("Iterable[Call]", self.dispatcher.pending.values())
-        owners = (call.client.call if isinstance(call.client, _Completion) else call for call in calls)
+        owners = (call.client.call if isinstance(call.client, Completion) else call for call in calls)
         return Counter(call.pool for call in owners)
 
     @property
@@ -156,6 +187,16 @@ class Gateway:
             return "the feature service is not ready"
         return next((reasons[group] for reasons in self._unready.values() if group in reasons), None)
 
+    def runs_now(self, key: PoolKey) -> bool:
+        """Whether a version that serves beside the default can serve, without waiting for a worker to come.
+
+        That one was wanted is noted, for whoever starts the first one of a version that is scaled to none.
+        """
+        if not self.ready_workers(key):
+            self.dispatcher.missed(key)
+            return False
+        return self.not_ready(key) is None
+
     def queued(self, key: PoolKey) -> int:
         """Calls of a model version that wait for a worker, or for a feature process to complete them."""
         pool = self.dispatcher.pools.get(key)
@@ -177,7 +218,7 @@ class Gateway:
             self.refuse(call, ModelNotReady(f"model '{model}' version {version}: {reason}"))
             return
         call.reading = Call(
-            client=_Completion(self, call),
+            client=Completion(self, call, now_ns),
             pool=FEATURES_POOL,
             model=self._featured[call.pool],
             deadline_ns=call.deadline_ns,
@@ -188,6 +229,7 @@ class Gateway:
             encoding=call.encoding,
             json_bytes=call.json_bytes,
             request_id=call.request_id,
+            traceparent=call.traceparent,
         )
         self._submit(call.reading, now_ns)
 
@@ -199,7 +241,8 @@ class Gateway:
 
     def cancel(self, call: Call) -> None:
         """The client is gone: the call leaves the queue, or its answer will be dropped."""
-        self.dispatcher.cancel((call.reading or call).sequence)
+        if self.dispatcher.cancel((call.reading or call).sequence):
+            self.outcomes_of(call.pool).words[CANCELLED] += 1
         call.reading = None
 
     async def statistics(self, key: PoolKey) -> list[Mapping[str, Any]]:
@@ -269,32 +312,36 @@ class Gateway:
                 call: Call = action.pending  # type: ignore[assignment]
                 outcomes = self.outcomes.get(call.pool)
                 if outcomes is not None:  # None: a feature process answered
-                    outcomes.answered(head.status, now_ns - call.received_ns)
+                    if head.batch_rows:
+                        received_ns = call.received_ns
+                        outcomes.ran(head.status, now_ns - received_ns, head.queue_ns, call.sent_ns - received_ns)
+                    else:
+                        outcomes.answered(head.status, now_ns - call.received_ns)
                 call.client.answered(call, head, body)
             else:
                 self._perform((action,))
 
-    def completed(self, call: Call, body: bytes | None) -> None:
-        """The call has its features: on to a worker."""
+    def completed(self, call: Call, body: bytes | None, asked_ns: int) -> None:
+        """The call has its features, which the feature service was asked for at `asked_ns`: on to a worker."""
         call.reading, call.completed = None, body
-        self._submit(call, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self.outcomes_of(call.pool).features.add(now_ns - asked_ns)
+        self._submit(call, now_ns)
 
     def answer(self, call: Call, head: ResponseHead, body: bytes) -> None:
         """The call's answer is one that the feature service gave."""
-        outcomes = self.outcomes.get(call.pool)
-        if outcomes is not None:
-            outcomes.answered(head.status, time.monotonic_ns() - call.received_ns)
+        self.outcomes_of(call.pool).answered(head.status, time.monotonic_ns() - call.received_ns)
         call.client.answered(call, head, body)
 
     def refuse(self, call: Call, error: RequestError) -> None:
         """There will be no answer to the call, unless another version gives one."""
-        outcomes = self.outcomes.get(call.pool)
-        if outcomes is not None and http_status(error) >= FAILED_MIN_STATUS:
-            outcomes.failed += 1
         fallback = call.fallback
         if fallback is None or not isinstance(error, ModelNotReady):
+            if call.pool != FEATURES_POOL:  # else whoever asked counts it
+                self.outcomes_of(call.pool).refused(error)
             call.client.refused(call, error)
             return
+        self.outcomes_of(call.pool).words[FELL_BACK] += 1
         call.pool, call.fallback, call.completed = fallback.pool, None, None
         call.deadline_ns = min(call.deadline_ns, call.received_ns + fallback.timeout_ns)
         self.submit(call, time.monotonic_ns())
@@ -355,19 +402,20 @@ def _request(call: Call) -> RequestHead:
     )
 
 
-class _Completion:
+class Completion:
     """Waits for the features of one call. Implements `Client`."""
 
-    __slots__ = ("_gateway", "call")
+    __slots__ = ("_asked_ns", "_gateway", "call")
 
-    def __init__(self, gateway: Gateway, call: Call) -> None:
+    def __init__(self, gateway: Gateway, call: Call, asked_ns: int) -> None:
         self._gateway = gateway
+        self._asked_ns = asked_ns
         self.call = call
 
     def answered(self, reading: Call, head: ResponseHead, body: bytes) -> None:
         """Go on with what was found; an error, which names what could not be, is the call's answer."""
         if head.status == _OK:
-            self._gateway.completed(self.call, body or None)
+            self._gateway.completed(self.call, body or None, self._asked_ns)
         else:
             self.call.reading = None
             self._gateway.answer(self.call, head, body)
@@ -380,6 +428,5 @@ class _Completion:
 
 def _log_poison(call: Call, error: PoisonRequest) -> None:
     digest = hashlib.sha256(call.body).hexdigest()
-    logger.error(
-        "request %s: %s; it is refused (body sha256 %s, %d bytes)", call.request_id, error, digest, len(call.body)
-    )
+    subject = about(call.request_id, call.traceparent)
+    logger.error("%s; it is refused (body sha256 %s, %d bytes)", error, digest, len(call.body), extra=subject)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
 from aiohttp.web import BaseRequest, Response
@@ -12,7 +13,9 @@ from multidict import CIMultiDict
 
 import host
 from host.config.deployment import DeployedModel
+from host.dispatch import PoolKey
 from host.front import documents
+from host.front.access_log import FAILED_MIN_STATUS, Access, AccessLog, error_code, known_method
 from host.front.answers import COMPRESS_INLINE_MAX_BYTES, OCTETS, compress, compression
 from host.front.bodies import BodyBudget, read_body
 from host.front.catalog import Catalog
@@ -24,10 +27,12 @@ from host.front.headers import (
     REQUEST_ID,
     REQUEST_TIMEOUT,
     TRACEPARENT,
+    TRACESTATE,
     RequestIds,
     answer_encoding,
     given_request_id,
     given_traceparent,
+    given_tracestate,
     inference_header,
     request_encoding,
     timeout_ns,
@@ -45,12 +50,15 @@ from host.protocol.errors import (
     UnsupportedMediaType,
     http_status,
 )
+from host.protocol.logs import about
 from host.protocol.messages import NO_JSON_HEADER, Encoding, Operation, ResponseHead
 
 logger = logging.getLogger("modelhost.front")
 
 _OFFERED_BY_CLIENTS: Final = "h2c"
 """HTTP clients (Java's) ask for this upgrade beside an ordinary request, send nothing before its answer, and go on."""
+
+_NO_MODEL: Final = ("", "")
 
 _DEFAULT_TIMEOUT_MS: Final = 10_000
 """For bodies of requests that name no model."""
@@ -66,6 +74,7 @@ class Handler:
         sharing: Sharing,
         budget: BodyBudget,
         request_ids: RequestIds,
+        access: AccessLog,
         max_body_bytes: int,
     ) -> None:
         self.catalog = catalog
@@ -75,6 +84,7 @@ class Handler:
         self._max_body_bytes = max_body_bytes
         self._budget = budget
         self._request_ids = request_ids
+        self._access = access
         self.stopping = False
 
     def ready(self) -> bool:
@@ -87,7 +97,12 @@ class Handler:
 
     async def __call__(self, request: BaseRequest) -> Response:
         """Answer one request; every failure becomes an error document."""
-        response = await self._answer(request)
+        received_ns = time.monotonic_ns()
+        handling = _Handling(given_request_id(request.headers.get(REQUEST_ID)) or self._request_ids.new())
+        response = await self._answer(request, handling, received_ns)
+        self._access.countdown -= 1
+        if self._access.countdown < 0 or response.status >= FAILED_MIN_STATUS:
+            self._note(request, handling, response, received_ns)
         if self.stopping:
             response.force_close()
         if request.headers.get("Upgrade", _OFFERED_BY_CLIENTS).lower() != _OFFERED_BY_CLIENTS:
@@ -95,70 +110,115 @@ class Handler:
             response.force_close()
         return response
 
-    async def _answer(self, request: BaseRequest) -> Response:
-        received_ns = time.monotonic_ns()
+    def _note(self, request: BaseRequest, handling: _Handling, response: Response, received_ns: int) -> None:
+        """Have the access log tell of an answer that is about to be written."""
+        route, call = handling.route, handling.call
+        body = response.body if isinstance(response.body, bytes) else b""
+        model, version = self._asked(handling)
+        self._access.note(
+            Access(
+                received_ns=received_ns,
+                method=known_method(request.method),
+                route=route.endpoint.route if route is not None else "",
+                status=response.status,
+                in_bytes=call.size_bytes if call is not None else 0,
+                out_bytes=len(body),
+                model=model,
+                version=version,
+                slot=self._gateway.slot_of(call) if call is not None else None,
+                code=error_code(response.status, body),
+                request_id=handling.request_id,
+                traceparent=call.traceparent if call is not None else "",
+            )
+        )
+
+    def _asked(self, handling: _Handling) -> PoolKey:
+        """The version that a request was for; empty if that is none that is deployed: its name is the client's word."""
+        route, call = handling.route, handling.call
+        if call is not None:
+            return call.pool if call.pool != FEATURES_POOL else _NO_MODEL
+        try:
+            return self.catalog.find(route.model, route.version).key if route is not None else _NO_MODEL
+        except RequestError:
+            return _NO_MODEL
+
+    async def _answer(self, request: BaseRequest, handling: _Handling, received_ns: int) -> Response:
         headers = request.headers
-        request_id = given_request_id(headers.get(REQUEST_ID)) or self._request_ids.new()
+        request_id = handling.request_id
         encoding = Encoding.JSON
         try:
             if "Content-Type" in headers:
                 encoding = request_encoding(headers["Content-Type"])
-            route = match_route(request.method, request.raw_path)
+            route = handling.route = match_route(request.method, request.raw_path)
             if route.endpoint is Endpoint.INFER or route.endpoint is Endpoint.V1_PREDICT:
-                return await self._infer(request, route, encoding, request_id, received_ns)
+                return await self._infer(request, route, encoding, handling, received_ns)
             if route.endpoint is Endpoint.V1_FEATURE or route.endpoint is Endpoint.V1_FEATURES_BATCH:
-                return await self._features(request, route, encoding, request_id, received_ns)
-            return await self._inform(request, route, encoding, request_id, received_ns)
-        except UnsupportedMediaType as error:
-            return _error_response(error, Encoding.JSON, request_id)
+                response = await self._features(request, route, encoding, handling, received_ns)
+            else:
+                response = await self._inform(request, route, encoding, request_id, received_ns)
         except RequestError as error:
-            return _error_response(error, encoding, request_id)
+            refused = error
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
-            logger.exception("request %s: %s %s failed", request_id, request.method, request.raw_path)
-            return _error_response(Internal("internal error; the log has the details"), encoding, request_id)
+            what = handling.route.endpoint.name if handling.route is not None else "its path"
+            logger.exception("%s failed", what, extra=about(request_id))
+            refused = Internal("internal error; the log has the details")
+        else:
+            self._gateway.others.answered(response.status, time.monotonic_ns() - received_ns)
+            return response
+        self._gateway.others.refused(refused)
+        return _error_response(refused, encoding, request_id)
 
     # -- inference ----------------------------------------------------------------------------------------
     async def _infer(
-        self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
+        self, request: BaseRequest, route: Route, encoding: Encoding, handling: _Handling, received_ns: int
     ) -> Response:
+        """Answer an inference request. From here on it is a model version's: what goes wrong counts as that one's."""
         catalog = self.catalog
         model, traffic = self._chosen(request, route)
-        headers = request.headers
-        deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), model.limits.timeout_ms)
-        accept = headers.get("Accept")
-        is_v2 = route.endpoint is Endpoint.INFER
-        json_bytes = inference_header(headers.get(INFERENCE_HEADER)) if is_v2 else NO_JSON_HEADER
-        body = await read_body(request, self._max_body_bytes, self._budget, model.name, deadline_ns)
+        call: Call | None = None
         try:
-            if self.catalog is not catalog:  # it changed while the body arrived
-                model, traffic = self._chosen(request, route)
-            if is_v2:
-                asked_ns = body_timeout_ns(body, encoding, json_bytes)
-                if asked_ns is not None:
-                    deadline_ns = min(deadline_ns, received_ns + asked_ns)
-            waiting = _Waiting()
-            call = Call(
-                client=waiting,
-                pool=model.key,
-                deadline_ns=deadline_ns,
-                size_bytes=len(body),
-                operation=Operation.INFER if is_v2 else Operation.PREDICT,
-                body=body,
-                received_ns=received_ns,
-                encoding=encoding,
-                accept=encoding if accept is None else answer_encoding(accept, encoding),
-                json_bytes=json_bytes,
-                request_id=request_id,
-                traceparent=given_traceparent(headers.get(TRACEPARENT)),
-            )
-            if traffic is not None:
-                self._sharing.prepare(call, traffic)
-            head, answer = await self._result(call, waiting)
-        finally:
-            self._budget.give_back(len(body), model.name)
-        return await _answer_response(request, request_id, head, answer)
+            headers = request.headers
+            deadline_ns = received_ns + timeout_ns(headers.get(REQUEST_TIMEOUT), model.limits.timeout_ms)
+            accept = headers.get("Accept")
+            is_v2 = route.endpoint is Endpoint.INFER
+            json_bytes = inference_header(headers.get(INFERENCE_HEADER)) if is_v2 else NO_JSON_HEADER
+            body = await read_body(request, self._max_body_bytes, self._budget, model.name, deadline_ns)
+            try:
+                if self.catalog is not catalog:  # it changed while the body arrived
+                    model, traffic = self._chosen(request, route)
+                if is_v2:
+                    asked_ns = body_timeout_ns(body, encoding, json_bytes)
+                    if asked_ns is not None:
+                        deadline_ns = min(deadline_ns, received_ns + asked_ns)
+                waiting = _Waiting()
+                call = Call(
+                    client=waiting,
+                    pool=model.key,
+                    deadline_ns=deadline_ns,
+                    size_bytes=len(body),
+                    operation=Operation.INFER if is_v2 else Operation.PREDICT,
+                    body=body,
+                    received_ns=received_ns,
+                    encoding=encoding,
+                    accept=encoding if accept is None else answer_encoding(accept, encoding),
+                    json_bytes=json_bytes,
+                    request_id=handling.request_id,
+                    traceparent=given_traceparent(headers.get(TRACEPARENT)),
+                    tracestate=given_tracestate(", ".join(headers.getall(TRACESTATE, ()))),
+                )
+                handling.call = call
+                if traffic is not None:
+                    self._sharing.prepare(call, traffic)
+                head, answer = await self._result(call, waiting)
+            finally:
+                self._budget.give_back(len(body), model.name)
+        except RequestError as error:
+            if call is None:  # else the gateway has counted it
+                self._gateway.outcomes_of(model.key).refused_unread(error)
+            return _error_response(error, encoding, handling.request_id)
+        return await _answer_response(request, handling.request_id, head, answer)
 
     def _chosen(self, request: BaseRequest, route: Route) -> tuple[DeployedModel, Traffic | None]:
         """The version that answers a request, and how those without a version are shared, if they are.
@@ -174,7 +234,7 @@ class Handler:
         return model if position == NO_CANARY else traffic.canaries[position], traffic
 
     async def _features(
-        self, request: BaseRequest, route: Route, encoding: Encoding, request_id: str, received_ns: int
+        self, request: BaseRequest, route: Route, encoding: Encoding, handling: _Handling, received_ns: int
     ) -> Response:
         """Rows of feature views: asked of the feature service, with its cache and its limits."""
         headers = request.headers
@@ -195,12 +255,15 @@ class Handler:
                 received_ns=received_ns,
                 encoding=encoding,
                 accept=answer_encoding(headers.get("Accept", ""), encoding),
-                request_id=request_id,
+                request_id=handling.request_id,
+                traceparent=given_traceparent(headers.get(TRACEPARENT)),
+                tracestate=given_tracestate(", ".join(headers.getall(TRACESTATE, ()))),
             )
+            handling.call = call
             head, answer = await self._result(call, waiting)
         finally:
             self._budget.give_back(held, None)
-        return await _answer_response(request, request_id, head, answer)
+        return await _answer_response(request, handling.request_id, head, answer)
 
     async def _result(self, call: Call, waiting: _Waiting) -> Result:
         """Run a call. Raises `RequestError`; cancelled (the client is gone), it takes the call back."""
@@ -295,6 +358,15 @@ class Handler:
         return self._gateway.not_ready(model.key)
 
 
+@dataclass(slots=True)
+class _Handling:
+    """What is known of one request by now."""
+
+    request_id: str
+    route: Route | None = None
+    call: Call | None = None
+
+
 class _Waiting:
     """The client of a call of this lane: a future. Implements `gateway.Client`."""
 
@@ -334,6 +406,8 @@ def _headers(request_id: str, content_type: str) -> CIMultiDict[str]:
 
 
 def _error_response(error: RequestError, encoding: Encoding, request_id: str) -> Response:
+    if isinstance(error, UnsupportedMediaType):
+        encoding = Encoding.JSON
     headers = _headers(request_id, CONTENT_TYPES[encoding])
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(error.retry_after_s)

@@ -11,13 +11,17 @@ from typing import Final
 from host.protocol.documents import media_encoding
 from host.protocol.errors import Malformed, UnsupportedMediaType
 from host.protocol.messages import NO_JSON_HEADER, Encoding
+from host.protocol.trace_context import read_traceparent
 
 INFERENCE_HEADER: Final = "Inference-Header-Content-Length"
 REQUEST_ID: Final = "X-Request-Id"
 REQUEST_TIMEOUT: Final = "Request-Timeout-Ms"
 TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
 
 _VISIBLE_PATTERN: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT_MAX_CHARS: Final = 128
+_TRACESTATE_MAX_CHARS: Final = 2048
 _DIGITS_MAX: Final = 12
 _NS_PER_MS: Final = 1_000_000
 
@@ -124,8 +128,13 @@ def given_request_id(value: str | None) -> str | None:
 
 
 def given_traceparent(value: str | None) -> str:
-    """The client's `traceparent`, passed on unread; empty if it cannot be one."""
-    return value if value is not None and _VISIBLE_PATTERN.fullmatch(value) else ""
+    """The client's `traceparent`; empty if it is none, which is the same as not to have sent it."""
+    return value if value is not None and len(value) <= _TRACEPARENT_MAX_CHARS and read_traceparent(value) else ""
+
+
+def given_tracestate(value: str | None) -> str:
+    """The client's `tracestate`, unread; empty if there is none or it is too large to be one."""
+    return value if value is not None and len(value) <= _TRACESTATE_MAX_CHARS else ""
 
 
 def _decimal(name: str, value: str) -> int:

@@ -19,9 +19,11 @@ from host.front.headers import (
     REQUEST_ID,
     REQUEST_TIMEOUT,
     TRACEPARENT,
+    TRACESTATE,
     answer_encoding,
     given_request_id,
     given_traceparent,
+    given_tracestate,
     inference_header,
     request_encoding,
     timeout_ns,
@@ -82,6 +84,7 @@ class PlainHead(NamedTuple):
     request_id: str | None
     """The client's, if it sent a valid one."""
     traceparent: str
+    tracestate: str = ""
     traffic: Traffic | None = None
     """How requests with this head are shared over the model's versions; None: the pool gets all of them."""
     slot: int | None = None
@@ -148,6 +151,7 @@ def _interpreted(target: str, headers: Mapping[str, str], content_length: int, c
         accept_encoding=headers.get("accept-encoding"),
         request_id=given_request_id(headers.get(REQUEST_ID.lower())),
         traceparent=given_traceparent(headers.get(TRACEPARENT)),
+        tracestate=given_tracestate(headers.get(TRACESTATE)),
         traffic=traffic,
     )
     if traffic is None:

@@ -37,6 +37,11 @@ class Endpoint(enum.Enum):
         return self.value[0]
 
     @property
+    def route(self) -> str:
+        """The path's pattern, as logs and traces name it; the one without a version stands for both."""
+        return self.value[1].replace("{version}", "").removesuffix("/?")
+
+    @property
     def allow(self) -> str:
         """The `Allow` header of a 405."""
         return "GET, HEAD" if self.method == "GET" else self.method

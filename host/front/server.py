@@ -9,13 +9,15 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from host.config.deployment import read_deployment
 from host.config.run_dir import RunDirectory
+from host.config.settings import OTLP_MISSING
+from host.front.access_log import AccessLog, StandardError
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
 from host.front.documents import SERVER_NAME
@@ -23,15 +25,22 @@ from host.front.fast_lane import LINGER_S, SWEEP_S, WRITE_TIMEOUT_S, FastConnect
 from host.front.gateway import Gateway
 from host.front.handler import Handler
 from host.front.headers import RequestIds
+from host.front.outcomes import Outcomes, WordsOf, words_in_files
 from host.front.routing import Routing
 from host.front.shadow import Shadows
 from host.front.sharing import Sharing
+from host.front.traced_gateway import TracedGateway
+from host.front.tracing import Tracer
 from host.links import LinkDirectory
 from host.protocol.documents import error_document
-from host.protocol.errors import HostError, Malformed, Overloaded
+from host.protocol.errors import ConfigError, HostError, Malformed, Overloaded
 from host.protocol.frames import ANSWER_MAX_BYTES
+from host.protocol.logs import TEXT
 from host.protocol.messages import Encoding
 from host.protocol.process import settle_memory
+
+if TYPE_CHECKING:
+    from host.front.otlp import TraceSender
 
 logger = logging.getLogger("modelhost.front")
 
@@ -39,6 +48,9 @@ LISTEN_BACKLOG: Final = 1024
 _NS_PER_S: Final = 1_000_000_000
 FIRST_JOINED_S: Final = 2.0
 """A worker says hello between two batches: one that takes longer is not waited for."""
+
+LAST_TRACES_S: Final = 1.0
+"""A front that stops waits so long for the collector to take the last traces."""
 
 HELD_BODIES: Final = 16
 """A front holds at most so many bodies of the largest size, or any number of smaller ones of the same sum."""
@@ -56,6 +68,10 @@ class FrontOptions:
     max_connections: int
     keepalive_s: float
     drain_s: float
+    log_format: str = TEXT
+    access_log: float = 0.0
+    otlp_endpoint: str | None = None
+    trace_sample: float = 0.0
     fast_lane: bool = True
 
 
@@ -69,20 +85,27 @@ async def serve_front(options: FrontOptions) -> None:
     # 1. start
     run_dir = RunDirectory(options.run_dir)
     catalog = Catalog(read_deployment(run_dir.routing))
-    gateway = Gateway(loop, catalog)
+    words = words_in_files(run_dir.counters, options.index)
+    sender: TraceSender | None = None
+    if options.otlp_endpoint is None:
+        gateway = Gateway(loop, catalog, words)
+    else:
+        gateway, sender = traced_gateway(loop, catalog, words, options)
     sharing = Sharing(gateway, Shadows(loop, gateway))
     budget = BodyBudget(HELD_BODIES * options.max_body_bytes)
     request_ids = RequestIds()
-    handler = Handler(catalog, gateway, sharing, budget, request_ids, options.max_body_bytes)
+    access = AccessLog(loop, f"front:{options.index}", options.log_format, options.access_log, StandardError().write)
+    handler = Handler(catalog, gateway, sharing, budget, request_ids, access, options.max_body_bytes)
     directory = LinkDirectory(run_dir.sockets, gateway, ANSWER_MAX_BYTES)
     links = asyncio.create_task(directory.run())
-    http = FrontServer(handler, options)
+    http = FrontServer(handler, options, gateway.others)
     lane = FastLane(
         catalog,
         gateway,
         sharing,
         budget,
         request_ids,
+        access,
         max_body_bytes=options.max_body_bytes,
         keepalive_s=options.keepalive_s,
         other_lane=http.aiohttp_protocol,
@@ -123,14 +146,33 @@ async def serve_front(options: FrontOptions) -> None:
         task.cancel()
     await asyncio.gather(links, *chores, return_exceptions=True)
     await answering.cleanup()
+    access.close()
+    if sender is not None:
+        await asyncio.to_thread(sender.close, LAST_TRACES_S)
     run_dir.front_socket(options.index).unlink(missing_ok=True)
     logger.info("stopped")
+
+
+def traced_gateway(
+    loop: asyncio.AbstractEventLoop, catalog: Catalog, words_of: WordsOf, options: FrontOptions
+) -> tuple[Gateway, TraceSender]:
+    """A gateway that makes traces, and who sends them. Raises `ConfigError` without the extra that this takes."""
+    try:
+        from host.front.otlp import TraceSender
+    except ImportError as error:
+        raise ConfigError(f"{OTLP_MISSING}: {error}") from error
+    tracer = Tracer(options.trace_sample)
+    sender = TraceSender(options.otlp_endpoint or "", tracer, f"front:{options.index}")
+    sender.start()
+    return TracedGateway(loop, catalog, words_of, tracer), sender
 
 
 class FrontServer:
     """Gives every new connection its lane; holds aiohttp's low-level server and the connection limit."""
 
-    def __init__(self, handler: Handler, options: FrontOptions) -> None:
+    def __init__(self, handler: Handler, options: FrontOptions, outcomes: Outcomes) -> None:
+        """`outcomes`: where what is refused without a request is counted."""
+        self._outcomes = outcomes
         self._max_connections = options.max_connections
         self.fast_lane: FastLane | None = None
         # A client that goes away cancels its handler, and so its place in the queue.
@@ -149,12 +191,14 @@ class FrontServer:
         lane = self.fast_lane
         open_connections = len(self.server.connections) + (len(lane.connections) if lane is not None else 0)
         if open_connections >= self._max_connections:
-            return _Refusal(self._max_connections)
+            return _Refusal(self._max_connections, self._outcomes)
         return FastConnection(lane) if lane is not None else self.aiohttp_protocol()
 
     def aiohttp_protocol(self) -> asyncio.Protocol:
         """The protocol of a connection that aiohttp serves."""
-        return _AiohttpConnection(self.server, **self._options)
+        connection = _AiohttpConnection(self.server, **self._options)
+        connection.outcomes = self._outcomes
+        return connection
 
     async def sweep(self) -> None:
         """Cut off clients of aiohttp's connections that do not take their answers, once a second, until cancelled."""
@@ -172,7 +216,10 @@ class _AiohttpConnection(RequestHandler):
     to how long a client takes for its answers, not even when it has closed the connection: `sweep` does.
     """
 
-    __slots__ = ("_stuck_ns", "_unsent_bytes", "_wire")
+    __slots__ = ("_stuck_ns", "_unsent_bytes", "_wire", "outcomes")
+
+    outcomes: Outcomes
+    """Where requests that are not HTTP are counted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin. aiohttp forgets the transport when it closes; it may be open for long after that."""
@@ -201,7 +248,9 @@ class _AiohttpConnection(RequestHandler):
         if status == 400:
             # Behind the first line aiohttp quotes what it has, which may be another request's body.
             text = " ".join((message or "bad request").partition("\n")[0].split())[:200].rstrip(":")
-            body = error_document(Malformed(f"not a valid HTTP request: {text}"), Encoding.JSON)
+            error = Malformed(f"not a valid HTTP request: {text}")
+            self.outcomes.refused(error)
+            body = error_document(error, Encoding.JSON)
             headers = {"Content-Type": "application/json", "Server": SERVER_NAME}
             response = web.Response(body=body, status=400, headers=headers)
             response.force_close()
@@ -212,8 +261,9 @@ class _AiohttpConnection(RequestHandler):
 class _Refusal(asyncio.Protocol):
     """A connection beyond the limit: told so at once, and closed."""
 
-    def __init__(self, limit: int) -> None:
-        error = Overloaded(f"the host has its limit of {limit} connections")
+    def __init__(self, limit: int, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._error = error = Overloaded(f"the host has its limit of {limit} connections")
         body = error_document(error, Encoding.JSON)
         head = (
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
@@ -224,6 +274,7 @@ class _Refusal(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Write and close."""
         stream = cast("asyncio.Transport", transport)
+        self._outcomes.refused(self._error)
         stream.write(self._answer)
         stream.close()
 

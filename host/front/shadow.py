@@ -20,9 +20,20 @@ from host.config.run_dir import group_name
 from host.dispatch import PoolKey
 from host.front.comparison import Answered, first_difference
 from host.front.gateway import Call, Client, Gateway
-from host.front.outcomes import FAILED_MIN_STATUS, CopyCounts
+from host.front.outcomes import (
+    COPIES_DIFFERENT,
+    COPIES_ENDED,
+    COPIES_EQUAL,
+    COPIES_FAILED,
+    COPIES_SENT,
+    COPIES_SHED,
+    COPIES_SKIPPED,
+    FAILED_MIN_STATUS,
+)
 from host.front.pressure import Pressure
+from host.protocol.counters import Words
 from host.protocol.errors import RequestError
+from host.protocol.logs import about
 from host.protocol.messages import ResponseHead
 
 logger = logging.getLogger("modelhost.front")
@@ -30,8 +41,12 @@ logger = logging.getLogger("modelhost.front")
 BUSY_MAX: Final = 0.5
 """A front that runs, or waits for a CPU, more of its time than this makes no copies: they cost as much as originals."""
 
+COPY_DELAY_S: Final = 0.002
+"""From an original's answer to its copy. Right behind the answer the front would keep a CPU from whoever reads it: at
+the median that costs 13 to 40 us, against 21 to 55 (docs/adr/0024)."""
+
 OUTSTANDING_MAX: Final = 64
-"""Copies of one model in one front that are not answered: what a shadow that hangs can hold."""
+"""Copies of one model in one front that wait or are not answered: what a shadow that hangs can hold."""
 
 HELD_MAX_BYTES: Final = 32 << 20
 """Bodies of all copies of one front: their originals are answered, and count no more."""
@@ -80,7 +95,7 @@ class Shadows:
         self._loop = loop
         self._gateway = gateway
         self._busy = busy or Pressure().share
-        self._waiting: deque[_Copy] = deque()
+        self._waiting: deque[Copy] = deque()
         self._outstanding: Counter[PoolKey] = Counter()
         """Waiting or submitted."""
         self._held_bytes = 0
@@ -98,30 +113,30 @@ class Shadows:
         if outcomes is None:
             return
         if self._busy(call.received_ns) > BUSY_MAX:
-            outcomes.copies.shed += 1
+            outcomes.words[COPIES_SHED] += 1
             return
-        call.client = _Original(self, call.client, shadow, outcomes.copies)
+        call.client = _Original(self, call.client, shadow, outcomes.words)
 
-    def original_answered(self, call: Call, answer: Answered, shadow: DeployedModel, counts: CopyCounts) -> None:
-        """The client has its answer: copy the call in a turn to come, if there is room."""
+    def original_answered(self, call: Call, answer: Answered, shadow: DeployedModel, counts: Words) -> None:
+        """The client has its answer: copy the call in a moment, if there is room."""
         key = shadow.key
         if (
             self._outstanding[key] >= OUTSTANDING_MAX
             or self._held_bytes + call.size_bytes > HELD_MAX_BYTES
             or not self._is_free(call.pool, key)
         ):
-            counts.shed += 1
+            counts[COPIES_SHED] += 1
             return
         self._outstanding[key] += 1
         self._held_bytes += call.size_bytes
         if not self._waiting:
-            self._loop.call_soon(self._submit_some)
-        self._waiting.append(_Copy(self, call, answer, shadow, counts))
+            self._loop.call_later(COPY_DELAY_S, self._submit_some)
+        self._waiting.append(Copy(self, call, answer, shadow, counts))
 
     def _is_free(self, original: PoolKey, shadow: PoolKey) -> bool:
         """Whether neither has anything queued."""
         gateway = self._gateway
-        return gateway.not_ready(shadow) is None and not gateway.queued(shadow) and not gateway.queued(original)
+        return gateway.runs_now(shadow) and not gateway.queued(shadow) and not gateway.queued(original)
 
     def _submit_some(self) -> None:
         for _ in range(min(COPIES_PER_TURN, len(self._waiting))):
@@ -129,7 +144,7 @@ class Shadows:
         if self._waiting:
             self._loop.call_soon(self._submit_some)
 
-    def _submit(self, copy: _Copy) -> None:
+    def _submit(self, copy: Copy) -> None:
         original, shadow = copy.original, copy.shadow
         if not self._is_free(original.pool, shadow.key):
             copy.refused(None, None)
@@ -152,37 +167,35 @@ class Shadows:
         self._gateway.submit(call, now_ns)
         if not copy.ended:
             copy.sent = True
-            copy.counts.sent += 1
+            copy.counts[COPIES_SENT] += 1
 
-    def ended(self, copy: _Copy) -> None:
+    def ended(self, copy: Copy) -> None:
         """A copy takes no room any more."""
         copy.ended = True
         self._outstanding[copy.shadow.key] -= 1
         self._held_bytes -= copy.original.size_bytes
 
-    def compare_soon(self, copy: _Copy, theirs: Answered) -> None:
+    def compare_soon(self, copy: Copy, theirs: Answered) -> None:
         """Both have answered: compare them in a turn to come, if they can be and there is time."""
         ours = copy.answer
         size_bytes = len(ours.body) + len(theirs.body)
         if _NOT_KEPT in (ours.body, theirs.body) or not self._pace.allows(size_bytes, time.monotonic_ns()):
-            copy.counts.skipped += 1
+            copy.counts[COPIES_SKIPPED] += 1
         else:
             self._loop.call_soon(self._compare, copy, theirs)
 
-    def _compare(self, copy: _Copy, theirs: Answered) -> None:
+    def _compare(self, copy: Copy, theirs: Answered) -> None:
         difference = first_difference(copy.answer, theirs, copy.shadow.shadow_tolerance)
         if difference is None:
-            copy.counts.equal += 1
+            copy.counts[COPIES_EQUAL] += 1
             return
-        copy.counts.different += 1
+        copy.counts[COPIES_DIFFERENT] += 1
         now_ns = time.monotonic_ns()
         if now_ns - self._logged_ns >= _NS_PER_S:
             self._logged_ns = now_ns
             shadow, version = group_name(*copy.shadow.key), group_name(*copy.original.pool)
-            request_id = copy.original.request_id
-            logger.warning(
-                "request %s: shadow %s answers otherwise than %s: %s", request_id, shadow, version, difference
-            )
+            subject = about(copy.original.request_id, copy.original.traceparent)
+            logger.warning("shadow %s answers otherwise than %s: %s", shadow, version, difference, extra=subject)
 
 
 @dataclass(slots=True, eq=False)
@@ -193,7 +206,8 @@ class _Original:
     client: Client
     """From before."""
     shadow: DeployedModel
-    counts: CopyCounts
+    counts: Words
+    """The shadow's."""
 
     def answered(self, call: Call, head: ResponseHead, body: bytes) -> None:
         """Pass the answer on. The copy comes after it; what failed is not copied."""
@@ -207,7 +221,7 @@ class _Original:
 
 
 @dataclass(slots=True, eq=False)
-class _Copy:
+class Copy:
     """A copy of a call that was answered: the client that nobody waits behind. Implements `Client`."""
 
     shadows: Shadows
@@ -215,25 +229,25 @@ class _Copy:
     answer: Answered
     """The original's."""
     shadow: DeployedModel
-    counts: CopyCounts
+    counts: Words
     sent: bool = False
     ended: bool = False
 
     def answered(self, call: Any, head: ResponseHead, body: bytes) -> None:
         """Compare it, or count its failure."""
         self.shadows.ended(self)
+        self.counts[COPIES_ENDED] += 1
         if head.status >= FAILED_MIN_STATUS:
-            self.counts.failed += 1
+            self.counts[COPIES_FAILED] += 1
         else:
             self.shadows.compare_soon(self, _kept(head, body))
 
     def refused(self, call: Any, error: Any) -> None:
-        """Count it: as shed if no worker was to have it yet."""
+        """Count it: as shed if no worker was to have it yet, or (with no call) it was not even submitted."""
         self.shadows.ended(self)
-        if self.sent:
-            self.counts.failed += 1
-        else:
-            self.counts.shed += 1
+        if call is not None:
+            self.counts[COPIES_ENDED] += 1
+        self.counts[COPIES_FAILED if self.sent else COPIES_SHED] += 1
 
 
 _NOT_KEPT: Final = b""

@@ -25,12 +25,12 @@ class Sharing:
     def canary(self, traffic: Traffic, slot: int | None) -> int:
         """The canary that answers, by its position; `NO_CANARY`: the default does. `slot`: of a sticky key.
 
-        A canary that is not ready leaves its requests to the default, until it is.
+        A canary that has no worker leaves its requests to the default, until it has one.
         """
         if not traffic.canaries:
             return NO_CANARY
         position = traffic.canary_of(int(self._draw() * SLOTS) if slot is None else slot)
-        if position != NO_CANARY and self._gateway.not_ready(traffic.canaries[position].key) is not None:
+        if position != NO_CANARY and not self._gateway.runs_now(traffic.canaries[position].key):
             return NO_CANARY
         return position
 

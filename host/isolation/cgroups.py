@@ -24,6 +24,8 @@ TREE_WEIGHT: Final = 1000
 """Of a whole tree among its neighbours, which have 100 unless somebody says otherwise; supervisord, and a worker until
 its launcher joins its cgroup, are among them."""
 
+_SHORT_BYTES: Final = 4096
+
 _SHARES_PER_WEIGHT: Final = 1024 / 100
 """`cpu.shares` is 1024 by default, `cpu.weight` 100."""
 
@@ -50,6 +52,17 @@ class Counters(NamedTuple):
     oom_kills: int
     memory_peak_bytes: int
     """0 where the kernel does not say (v2 before Linux 5.19)."""
+
+
+class LeafUsage(NamedTuple):
+    """What a leaf's processes take now, and have taken since it was made, whichever of them are gone."""
+
+    memory_bytes: int
+    cpu_s: float | None
+    """None: the kernel counts it elsewhere (v1 with `cpuacct` mounted apart from `cpu`)."""
+    throttled: int
+    """Periods in which a quota kept them from running."""
+    throttled_s: float
 
 
 class Hierarchy(NamedTuple):
@@ -221,6 +234,24 @@ class Leaf:
             return Counters(_entry(self.path / "memory.events", "oom_kill"), _number(self.path / "memory.peak"))
         peak = _number(self.path / "memory.max_usage_in_bytes")
         return Counters(_entry(self.path / "memory.oom_control", "oom_kill"), peak)
+
+    def usage(self) -> LeafUsage | None:
+        """What its processes take; None if it is not there. Two or three short files."""
+        memory, cpu_directory = f"{self.path}/", self._directories.get("cpu")
+        cpu = _entries(f"{cpu_directory}/cpu.stat") if cpu_directory is not None else {}
+        cpu_s: float | None = None
+        if self.version == 2:
+            current = _read(memory + "memory.current")
+            cpu_s = cpu["usage_usec"] / 1e6 if "usage_usec" in cpu else None
+            throttled_s = cpu.get("throttled_usec", 0) / 1e6
+        else:
+            current = _read(memory + "memory.usage_in_bytes")
+            total = _read(f"{cpu_directory}/cpuacct.usage") if cpu_directory is not None else None
+            cpu_s = int(total) / 1e9 if total is not None else None
+            throttled_s = cpu.get("throttled_time", 0) / 1e9
+        if current is None:
+            return None
+        return LeafUsage(int(current), cpu_s, cpu.get("nr_throttled", 0), throttled_s)
 
     def memory_bytes(self) -> int:
         """What its processes hold now, the page cache that is theirs included; 0 if it is not there."""
@@ -399,6 +430,26 @@ def _write(path: Path, value: str) -> None:
             os.close(file)
     except OSError as error:
         raise CgroupError(error.errno, f"{path}: cannot be set to {value!r}: {error.strerror}") from error
+
+
+def _read(path: str) -> bytes | None:
+    """A short file as it is, None if there is none; hundreds of them are read for each scrape."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(file, _SHORT_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+
+
+def _entries(path: str) -> dict[str, int]:
+    """The lines `name number` of a file; none if there is none."""
+    words = (_read(path) or b"").decode().split()
+    return {name: int(number) for name, number in zip(words[::2], words[1::2], strict=False) if number.isdigit()}
 
 
 def _words(path: Path) -> list[str]:

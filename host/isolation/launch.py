@@ -26,6 +26,7 @@ from host.isolation.backoff import LastEnd, next_life, read_lives, write_lives
 from host.isolation.cgroups import Leaf, Limits
 from host.isolation.plan import CgroupPlan, SlotPlan, read_plan
 from host.isolation.sandbox import enter_view, leave_namespaces
+from host.protocol.given import COUNTERS_VARIABLE, create_counters
 from host.protocol.process import EXIT_NOT_ISOLATED
 from host.protocol.sockets import BACKLOG, SOCKET_DRAINED, SOCKET_NOT_READY, SOCKET_READY, SOCKET_VARIABLE
 
@@ -49,6 +50,7 @@ class Launcher:
     def __init__(self, plan: SlotPlan) -> None:
         self._plan = plan
         self._socket: _socket.socket | None = None
+        self._counters: int | None = None
         self.failures: list[str] = []
 
     def empty(self) -> None:
@@ -62,6 +64,8 @@ class Launcher:
         plan = self._plan
         if plan.socket:
             self._socket = make_socket(Path(plan.socket), plan.user)
+        if plan.counters:
+            self._open_counters(Path(plan.counters))
         os.umask(_BUILD_UMASK)
         if plan.cgroup is not None:
             cgroup = plan.cgroup
@@ -93,6 +97,8 @@ class Launcher:
             added["ORT_DISABLE_TELEMETRY"] = "1"
         if self._socket is not None:
             added[SOCKET_VARIABLE] = str(self._socket.fileno())
+        if self._counters is not None:
+            added[COUNTERS_VARIABLE] = str(self._counters)
         if plan.view is not None:
             added.update(dict.fromkeys(("HOME", "TMPDIR"), "/tmp"))  # noqa: S108 - its own, of the view
         return {**environ, **added}
@@ -106,6 +112,14 @@ class Launcher:
             if self._plan.required:
                 raise NotIsolated(text) from error
             self.failures.append(text)
+
+    def _open_counters(self, path: Path) -> None:
+        """Open the slot's file of counters for the worker. Without it a worker serves as well, so it may fail."""
+        try:
+            self._counters = create_counters(path)
+            os.set_inheritable(self._counters, True)
+        except OSError as error:
+            _say(f"what {self._plan.program} does is not counted: {path}: {error.strerror}")
 
     def _enter_namespaces(self) -> None:
         plan = self._plan

@@ -61,6 +61,8 @@ class SlotPlan(NamedTuple):
     """No capabilities, no new privileges, no core dumps; the working directory is /."""
     socket: str
     """The socket that it makes when it can serve; with one, a start waits when those before it ended soon."""
+    counters: str = ""
+    """Its file of counters, if the launcher is to open it; plans of earlier releases have none."""
 
 
 def plain_plan(program: str, *, required: bool) -> SlotPlan:

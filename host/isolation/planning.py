@@ -17,6 +17,7 @@ from host.config.settings import UIDS, HostSettings
 from host.isolation.cgroups import CgroupTree
 from host.isolation.plan import CgroupPlan, SlotPlan, ViewPlan, plain_plan
 from host.placement import FIRST_WEIGHT, Demand, Grant, cpu_set_text, parse_cpu_set
+from host.protocol.counters import WORKER, file_name
 
 PIDS_MAX: Final = 128
 """Processes and threads of one worker: far above what a numerical library starts, far below what hurts a host."""
@@ -137,7 +138,8 @@ def slot_plans(
                 user=users[group] if abilities.user else None,
                 processes_max=PIDS_MAX * model.processes if abilities.user else 0,
                 confined=True,
-                socket=str(RunDirectory(settings.run_dir).worker_socket(group, slot)),
+                socket=str(run_dir.worker_socket(group, slot)),
+                counters=str(run_dir.counters / file_name(WORKER.kind, program, group)),
             )
     return plans
 

@@ -5,13 +5,16 @@ Finds out by trying what this host allows: the launcher itself runs a harmless c
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -135,6 +138,27 @@ def prepare_processes(
     _make_directories(run_dir, settings, deployment, own_users=abilities.user)
 
 
+def probe(settings: HostSettings, code_root: Path, model_python: Path) -> Abilities:
+    """Find out what this host allows, in cgroups and a directory of their own, which are gone afterwards.
+
+    The tree of what comes back is gone too. Raises `ConfigError`, and `HostError` if the interpreter cannot be run.
+    """
+    python = str(model_python)
+    layout = Layout(code_root=code_root, model_python=model_python, prefixes={python: interpreter_directories(python)})
+    with tempfile.TemporaryDirectory(prefix="modelhost-") as directory:
+        own = dataclasses.replace(settings, run_dir=Path(directory))
+        run_dir = RunDirectory(own.run_dir)
+        for path in (run_dir.slots, run_dir.view):
+            path.mkdir(mode=0o700)
+        tree, reason = _find_tree(own)
+        try:
+            return _abilities(run_dir, own, tree, reason, layout)
+        finally:
+            if tree is not None:
+                with suppress(CgroupError):  # what could not be made cannot be removed
+                    tree.remove()
+
+
 def _plan_in_force(path: Path) -> SlotPlan | None:
     try:
         return read_plan(path)
@@ -143,7 +167,7 @@ def _plan_in_force(path: Path) -> SlotPlan | None:
 
 
 def clear(run_dir: RunDirectory) -> None:
-    """Kill what is left in the host's cgroups, remove them, and forget the slots. Raises `HostError`."""
+    """Kill what is left in the host's cgroups, remove them, and forget the slots and counters. Raises `HostError`."""
     record = read_record(run_dir)
     if record is not None and record.tree is not None:
         try:
@@ -151,8 +175,9 @@ def clear(run_dir: RunDirectory) -> None:
         except CgroupError as error:
             raise HostError(f"cgroups: {error.strerror}") from error
     run_dir.isolation.unlink(missing_ok=True)
-    for path in run_dir.slots.glob("*"):
-        path.unlink(missing_ok=True)
+    for directory in (run_dir.slots, run_dir.counters, run_dir.starts):
+        for path in directory.glob("*"):
+            path.unlink(missing_ok=True)
 
 
 # -- what this host allows ------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
+from host.dispatch import PoolKey
+from host.front.access_log import AccessLog
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
 from host.front.fast_lane import (
@@ -21,8 +24,10 @@ from host.front.fast_lane import (
 )
 from host.front.gateway import Gateway
 from host.front.headers import RequestIds
+from host.front.outcomes import Outcomes
 from host.front.shadow import Shadows
 from host.front.sharing import Sharing
+from host.protocol.counters import FRONT
 from host.protocol.errors import QueueFull
 from host.protocol.messages import ResponseHead
 
@@ -78,6 +83,14 @@ class FakeGateway:
     def __init__(self) -> None:
         self.calls: list[LaneCall] = []
         self.cancelled: list[LaneCall] = []
+        self.outcomes = Outcomes()
+
+    def outcomes_of(self, key: PoolKey) -> Outcomes:
+        assert key == ("churn", "3")
+        return self.outcomes
+
+    def slot_of(self, call: LaneCall) -> int | None:
+        return None
 
     def submit(self, call: LaneCall, now_ns: int) -> None:
         self.calls.append(call)
@@ -103,7 +116,8 @@ class OtherLane(asyncio.Protocol):
 class Rig:
     """A connection between fakes."""
 
-    def __init__(self, catalog: Catalog, budget_bytes: int = 1 << 20) -> None:
+    def __init__(self, catalog: Catalog, budget_bytes: int = 1 << 20, access_log: float = 0.0) -> None:
+        self.lines = b""
         self.gateway = FakeGateway()
         self.other = OtherLane()
         self.budget = BodyBudget(budget_bytes)
@@ -113,6 +127,7 @@ class Rig:
             Sharing(cast("Gateway", self.gateway), cast("Shadows", None)),
             self.budget,
             RequestIds(),
+            AccessLog(asyncio.get_running_loop(), "front:0", "json", access_log, self.write_line),
             max_body_bytes=200_000,
             keepalive_s=KEEPALIVE_S,
             other_lane=lambda: self.other,
@@ -120,6 +135,10 @@ class Rig:
         self.transport = FakeTransport()
         self.connection = FastConnection(self.lane)
         self.connection.connection_made(cast("Any", self.transport))
+
+    def write_line(self, data: bytes) -> bool:
+        self.lines += data
+        return True
 
     def send(self, data: bytes) -> None:
         self.connection.data_received(data)
@@ -288,6 +307,7 @@ async def test_budget_refuses_a_whole_body_and_goes_on(catalog: Catalog) -> None
     rig.send(request(b"12345") + request(b"1234"))
     assert [call.body for call in rig.gateway.calls] == [b"1234"]
     assert b'"OVERLOADED"' in rig.bodies[0]
+    assert rig.gateway.outcomes.words[FRONT.at("refused_OVERLOADED")] == 1
     rig.answer(0)
     assert rig.bodies[1] == b"answer 0"
     assert not rig.transport.closed
@@ -298,6 +318,7 @@ async def test_budget_refuses_a_part_and_reads_no_further(catalog: Catalog) -> N
     rig.send(request(b"1234567890")[:-7])
     rig.send(b"4567")
     assert b'"OVERLOADED"' in rig.bodies[0]
+    assert rig.gateway.outcomes.words[FRONT.at("refused_OVERLOADED")] == 1
     assert b"Connection: close\r\n" in rig.transport.written
     rig.send(b"890" + request(b"1"))
     assert rig.gateway.calls == []
@@ -412,3 +433,17 @@ async def test_what_is_asked_while_the_front_says_farewell_is_answered_as_the_la
     assert rig.transport.closed
     rig.connection.connection_lost(None)
     await stopping
+
+
+async def test_the_access_log_has_a_line_for_an_answer_and_nothing_of_the_client_s(catalog: Catalog) -> None:
+    rig = Rig(catalog, access_log=1.0)
+    rig.send(request(b"marker", "Authorization: marker", "X-Request-Id: abc", path="/v2/models/churn/infer?marker=1"))
+    rig.answer(0, b"seen")
+    rig.send(request(b"", path="/v2/models/churn:predict".replace("v2", "v1")))
+    rig.connection.refused(rig.gateway.calls[1], QueueFull("full"))
+    rig.lane.access.close()
+    assert b"marker" not in rig.lines
+    first, second = map(json.loads, rig.lines.splitlines())
+    assert (first["route"], first["status"], first["request_id"]) == ("/v2/models/{model}/infer", 200, "abc")
+    assert (first["model"], first["version"], first["in_bytes"], first["out_bytes"]) == ("churn", "3", 6, 4)
+    assert (second["route"], second["status"], second["code"]) == ("/v1/models/{model}:predict", 503, "QUEUE_FULL")

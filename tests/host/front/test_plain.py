@@ -53,7 +53,7 @@ def test_headers_that_are_understood(read: Read) -> None:
             "Request-Timeout-Ms:20",
             "Inference-Header-Content-Length: \t 5 ",
             "X-Request-Id: abc",
-            "traceparent: 00-ab",
+            "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "Connection: Keep-Alive",
             "X-Whatever: a b: c",
             "X-Empty:",
@@ -62,7 +62,7 @@ def test_headers_that_are_understood(read: Read) -> None:
     assert plain is not None
     assert (plain.encoding, plain.accept, plain.accept_encoding) == (Encoding.MSGPACK, Encoding.JSON, "gzip")
     assert (plain.timeout_ns, plain.json_bytes) == (20_000_000, 5)
-    assert (plain.request_id, plain.traceparent) == ("abc", "00-ab")
+    assert (plain.request_id, plain.traceparent) == ("abc", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     assert not plain.repeats
 
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from host.config.deployment import DeployedModel, Deployment
+from host.front.access_log import AccessLog
 from host.front.bodies import BodyBudget
 from host.front.catalog import Catalog
 from host.front.fast_lane import FastConnection, FastLane
@@ -115,17 +116,19 @@ class Bench:
         self.shadows = Shadows(loop, self.gateway, lambda now_ns: busy)
         self.sharing = Sharing(self.gateway, self.shadows, draw)
         self.budget = BodyBudget(1 << 20)
+        access = AccessLog(loop, "front:0", "text", 0.0, lambda line: True)
         self.lane = FastLane(
             self.catalog,
             self.gateway,
             self.sharing,
             self.budget,
             RequestIds(),
+            access,
             max_body_bytes=200_000,
             keepalive_s=75,
             other_lane=asyncio.Protocol,
         )
-        self.handler = Handler(self.catalog, self.gateway, self.sharing, self.budget, RequestIds(), 200_000)
+        self.handler = Handler(self.catalog, self.gateway, self.sharing, self.budget, RequestIds(), access, 200_000)
         self.transport: Any = Transport()
         self.connection = FastConnection(self.lane)
         self.connection.connection_made(self.transport)
@@ -183,6 +186,17 @@ CANARY = (version(1), version(2, canary_percent=5, timeout_ms=200))
 SHADOW = (version(1), version(2, shadow_percent=100))
 
 
+async def settled() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have copies made in the next turn."""
+    monkeypatch.setattr("host.front.shadow.COPY_DELAY_S", 0)
+
+
 # -- canaries -------------------------------------------------------------------------------------------------
 async def test_each_request_draws_although_its_head_is_remembered() -> None:
     bench = Bench(*CANARY, draw=draws(0.0, 0.0499, 0.05, 0.99))
@@ -232,7 +246,7 @@ async def test_a_key_keeps_its_version_and_draws_nothing() -> None:
     bench.close()
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(user=st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True) | st.just(""), drawn=st.floats(0, 0.999))
 def test_both_lanes_choose_the_same(user: str, drawn: float) -> None:
     async def choose() -> None:
@@ -270,6 +284,19 @@ async def test_a_canary_that_is_not_ready_leaves_its_share_to_the_default() -> N
     bench.join("2")
     bench.ask()
     assert bench.asked == {"1": 2, "2": 1}
+    bench.close()
+
+
+@pytest.mark.parametrize("share", [{"canary_percent": 99}, {"shadow_percent": 100}])
+async def test_a_version_scaled_to_none_is_wanted_and_nobody_waits_for_it(share: dict[str, int]) -> None:
+    bench = Bench(version(1), version(2, min_processes=0, max_processes=2, **share), ready="1")
+    assert bench.gateway.dispatcher.pools["m", "2"].holds
+    bench.ask()
+    bench.answer("1")
+    await settled()
+    assert bench.statuses == [200]
+    assert bench.gateway.queued(("m", "2")) == 0
+    assert bench.gateway.dispatcher.demand()["m", "2"].so_far == 1
     bench.close()
 
 
@@ -351,11 +378,6 @@ async def test_a_front_is_ready_without_its_canaries_and_shadows() -> None:
 
 
 # -- shadows --------------------------------------------------------------------------------------------------
-async def settled() -> None:
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
 async def copied(bench: Bench, ours: bytes = answer_of(1.0), status: int = 200, *lines: str) -> None:
     """Ask, have the default answer, and wait until the copy is sent, if it is."""
     bench.ask(*lines)
@@ -399,9 +421,8 @@ async def test_a_difference_is_counted_and_one_a_second_is_logged(caplog: pytest
             await settled()
     assert bench.statuses == [200] * 3
     assert bench.counts() == CopyCounts(sent=3, different=3)
-    assert caplog.messages == [
-        "request r0: shadow m.v2 answers otherwise than m.v1: output 'y'[0]: 0.25, the shadow's 0.5"
-    ]
+    assert caplog.messages == ["shadow m.v2 answers otherwise than m.v1: output 'y'[0]: 0.25, the shadow's 0.5"]
+    assert vars(caplog.records[0])["request_id"] == "r0"
     bench.close()
 
 
@@ -465,7 +486,9 @@ async def test_copies_of_many_requests_at_once_go_out_a_few_a_turn() -> None:
         bench.ask()
     for _ in range(COPIES_PER_TURN + 1):
         bench.answer("1")
-    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while not bench.asked:  # noqa: ASYNC110 - the loop itself is what is waited for
+            await asyncio.sleep(0)
     assert bench.asked == {"2": COPIES_PER_TURN}
     await asyncio.sleep(0)
     assert bench.asked == {"2": COPIES_PER_TURN + 1}

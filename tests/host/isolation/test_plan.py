@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ PLAN = SlotPlan(
     processes_max=256,
     confined=True,
     socket="/run/sockets/churn.v3/0.sock",
+    counters="/run/counters/worker~churn.v3:0~churn.v3",
 )
 
 
@@ -33,6 +35,15 @@ def test_what_is_written_is_read(tmp_path: Path, plan: SlotPlan) -> None:
     assert read_plan(path) == plan
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_of_an_earlier_release_names_no_counters(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_plan(path, PLAN)
+    document = json.loads(path.read_text())
+    del document["counters"]
+    path.write_text(json.dumps(document))
+    assert read_plan(path) == PLAN._replace(counters="")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cgroup": null, "view": null}', '{"cgroup": {"x": 1}, "view": 2}'])

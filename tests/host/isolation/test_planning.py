@@ -70,6 +70,7 @@ def test_a_worker_is_kept_from_everything() -> None:
     assert plan.view.read_only == ("/env", "/py", *(f"/code/{part}" for part in CODE), "/models/churn/3")
     assert plan.view.writable == ("/run/sockets/churn.v3/1.sock",)
     assert plan.socket == "/run/sockets/churn.v3/1.sock"
+    assert plan.counters == "/run/counters/worker~churn.v3:1~churn.v3"
 
 
 CODE = ("models", "host/__init__.py", "host/protocol")
@@ -90,6 +91,7 @@ def test_the_front_and_control_keep_the_hosts_view_and_user() -> None:
         assert plan.cgroup is not None
         assert (plan.cgroup.memory_bytes, plan.cgroup.pids_max) == (0, 0)
         assert (plan.view, plan.user, plan.network, plan.confined, plan.socket) == (None, None, True, False, "")
+        assert plan.counters == ""
         assert plan.oom_score_adj == -500
 
 
