@@ -163,7 +163,8 @@ def service(features: Features) -> Iterator[Path]:
     """A feature process without a cache; gives its socket."""
     with tempfile.TemporaryDirectory(prefix="mh-") as directory:
         run_dir = RunDirectory(Path(directory))
-        run_dir.group_sockets(FEATURES_GROUP).mkdir(parents=True)
+        for path in (run_dir.group_sockets(FEATURES_GROUP), run_dir.counters):
+            path.mkdir(parents=True)
         for path in (run_dir.deployment, run_dir.routing):
             write_deployment(path, Deployment((MODEL,), features))
         command = [sys.executable, "-P", "-m", "feature_io", "--run-dir", directory, "--cache-bytes", "1"]

@@ -216,6 +216,8 @@ def scenario_table(name: str, figures: dict[str, Any]) -> str:
         "weight": weight_table,
         "rollouts": rollouts_table,
         "features": features_table,
+        "counting": counting_table,
+        "observed": observed_table,
     }
     return tables[name](figures)
 
@@ -389,4 +391,32 @@ def features_table(found: dict[str, Any]) -> str:
             pair["errors"],
         )
         lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
+def counting_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in found["statuses"].items())
+    lines = [
+        "## What clients and `/metrics` count",
+        "",
+        f"{found['requests']:,} requests to three models behind two fronts in {found['seconds']:g} s,",
+        f"{found['killed']} workers killed meanwhile: clients count {found['clients']:,} ({statuses};",
+        f"{found['lost']} without an answer), `/metrics` says {found['metrics']:,}.",
+        f"Models and statuses where they differ: {found['differences'] or 'none'}.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def observed_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    ratios = ", ".join(f"{one:.3f}" for one in found["ratios"])
+    lines = [
+        "## What being seen costs",
+        "",
+        f"{found['connections']} connections; a host with the access log as shipped, `/metrics` scraped",
+        f"{found['scrapes']} times and a status page open, beside one without, in turns:",
+        f"{found['unseen_per_s']:,} -> {found['seen_per_s']:,}/s, median ratio of {found['pairs']} pairs",
+        f"**{found['ratio']:.3f}** ({ratios}).",
+    ]
     return "\n".join([*lines, ""])

@@ -2,7 +2,8 @@
 
 And what fetched features cost.
 
-    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight rollouts features
+    .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight rollouts \
+        features counting observed
 
 Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
 neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
@@ -33,8 +34,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import features, neighbours, report
+from benchmarks import counting, features, neighbours, report
 from benchmarks.bench import cancer_rows
+from benchmarks.observed import observed
 from benchmarks.openloop import open_loop, post, quantile
 from benchmarks.rollouts import rollouts
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
@@ -259,6 +261,8 @@ SCENARIOS: dict[str, Callable[[float], dict[str, Any]]] = {
     "weight": partial(neighbours.weight, say=say),
     "rollouts": lambda seconds: rollouts(seconds, lightgbm_bodies(), say),
     "features": partial(features.cached, say=say),
+    "counting": lambda _: counting.counting(say),
+    "observed": lambda seconds: observed(seconds, lightgbm_bodies(), say),
 }
 
 
@@ -267,12 +271,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default all")
     parser.add_argument("--seconds", type=float, default=10, help="length of one measurement (default %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=counting.REQUESTS, help="requests that `counting` counts (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=report.OUT, help="directory of RESULTS.md (default %(default)s)")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     try:
         for name in options.only:
-            found[name] = SCENARIOS[name](options.seconds)
+            if name == "counting":
+                found[name] = counting.counting(say, options.requests)
+            else:
+                found[name] = SCENARIOS[name](options.seconds)
     except KeyboardInterrupt:
         say("interrupted: everything that was started has been ended")
         return 130

@@ -205,7 +205,13 @@ def modelhost(models: str, path: str, *, fronts: int = 1, repository: Path = REP
         (directory / "deployment.toml").write_text(
             "".join(f'[[models]]\nname = "{model}"\nprocesses = {workers}\n' for model in models.split())
         )
-        flags = {"port": port, "run-dir": directory / "run", "repository": repository, "fronts": fronts}
+        flags = {
+            "port": port,
+            "run-dir": directory / "run",
+            "repository": repository,
+            "fronts": fronts,
+            "admin-port": 0,
+        }
         flags |= {"deployment": directory / "deployment.toml"}
         flags |= {"model-python": ROOT / ".venv" / "model-env" / "bin" / "python"}
         program = ROOT / ".venv" / "bin" / "modelhost"

@@ -19,28 +19,57 @@ PURE = (
     "feature_io/stores/cql.py",
     "feature_io/stores/sql.py",
     "feature_io/values.py",
+    "host/config/entry_checks.py",
     "host/control/autoscale.py",
     "host/control/capacity.py",
     "host/control/compare.py",
+    "host/control/history_ring.py",
     "host/control/judge.py",
     "host/control/events.py",
+    "host/control/metrics/exposition.py",
+    "host/control/metrics/families.py",
+    "host/control/metrics/family.py",
+    "host/control/news.py",
     "host/control/observe.py",
+    "host/control/page_view.py",
     "host/control/status.py",
     "host/dispatch.py",
+    "host/doctor/checks.py",
+    "host/doctor/facts.py",
+    "host/doctor/findings.py",
+    "host/doctor/live_checks.py",
+    "host/fleet/changes.py",
+    "host/fleet/entries.py",
+    "host/fleet/evaluation.py",
+    "host/fleet/hosts.py",
+    "host/fleet/layers.py",
+    "host/fleet/merging.py",
+    "host/fleet/plain.py",
     "host/front/catalog.py",
     "host/front/comparison.py",
     "host/front/documents.py",
     "host/front/headers.py",
-    "host/front/latency.py",
     "host/front/routes.py",
+    "host/front/sampling.py",
+    "host/front/spans.py",
     "host/front/state.py",
     "host/front/traffic.py",
+    "host/golden.py",
     "host/isolation/planning.py",
     "host/cli/edits.py",
     "host/control/compare.py",
     "host/control/judge.py",
     "host/control/reconcile.py",
     "host/placement.py",
+    "host/planner/check.py",
+    "host/planner/demand.py",
+    "host/planner/explain.py",
+    "host/planner/model.py",
+    "host/planner/occupancy.py",
+    "host/planner/pack.py",
+    "host/planner/plan.py",
+    "host/protocol/latency.py",
+    "host/protocol/trace_context.py",
     "host/retention.py",
     "models/batching.py",
     "supervisor_conf/render.py",
@@ -107,10 +136,31 @@ def test_host_never_imports_models(path: Path) -> None:
     assert not ours(path) & {"models", "feature_io"}
 
 
+@pytest.mark.parametrize("path", modules("host"), ids=str)
+def test_a_host_knows_nothing_of_fleets(path: Path) -> None:
+    assert path.parent.name == "fleet" or "host.fleet" not in ours(path)
+
+
+@pytest.mark.parametrize("path", modules("host/fleet"), ids=str)
+def test_fleets_are_packages_configuration_and_a_plan(path: Path) -> None:
+    files = {"host.archive", "host.fetch", "host.manifest"}
+    assert ours(path) <= {"host.protocol", "host.config", "host.planner", "host.isolation", "host.fleet", *files}
+
+
+@pytest.mark.parametrize("path", modules("host"), ids=str)
+def test_only_action_plugins_import_ansible(path: Path) -> None:
+    assert not any(module.split(".")[0] == "ansible" for module in imported(path))
+
+
 @pytest.mark.parametrize("path", [path for path in modules("host/front") if path.name != "__main__.py"], ids=str)
 def test_front_never_loads_numpy(path: Path) -> None:
     heavy = {"numpy", "host.protocol.tensors", "host.protocol.v1", "host.protocol.v2"}
     assert not heavy & set(imported(path))
+
+
+@pytest.mark.parametrize("path", modules("host"), ids=str)
+def test_only_one_module_imports_opentelemetry(path: Path) -> None:
+    assert path.name == "otlp.py" or not any(module.startswith("opentelemetry") for module in imported(path))
 
 
 @pytest.mark.parametrize("name", PURE)

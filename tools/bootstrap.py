@@ -3,6 +3,7 @@
     python3 tools/bootstrap.py run                # host and bundled models; train what is missing; modelhost up
     python3 tools/bootstrap.py env host           # .venv            what modelhost needs, and modelhost itself
     python3 tools/bootstrap.py env models         # .venv/model-env  what the bundled models need, without modelhost
+    python3 tools/bootstrap.py env fleet          # .venv/fleet      modelhost and Ansible, for the playbooks
     python3 tools/bootstrap.py env dev            # .venv/dev        both, and the tools of the tests
     python3 tools/bootstrap.py env bench          # .venv/bench      the benchmarks' harness; bench-NAME: a peer
     python3 tools/bootstrap.py env 3.12           # .venv/py3.12     the environment `dev` of another Python
@@ -58,6 +59,7 @@ class Contents(NamedTuple):
 ENVIRONMENTS = {
     "host": Contents("", "host.txt", with_modelhost=True, with_lightgbm=False),
     "models": Contents("model-env", "bundled.txt", with_modelhost=False, with_lightgbm=True),
+    "fleet": Contents("fleet", "fleet.txt", with_modelhost=True, with_lightgbm=False),
     "dev": Contents("dev", "dev.txt", with_modelhost=True, with_lightgbm=True),
     "bench": Contents("bench", "bench.txt", with_modelhost=False, with_lightgbm=True),
     **{

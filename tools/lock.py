@@ -24,7 +24,8 @@ def lock_all(uv: list[str]) -> None:
     compile_lock(uv, "bootstrap", [UV_VERSION], [])
     compile_lock(uv, "host", base, [])
     compile_lock(uv, "bundled", expand("train", extras), ["host"])
-    compile_lock(uv, "dev", base + expand("dev", extras), ["host", "bundled"])
+    compile_lock(uv, "fleet", base + expand("fleet", extras), ["host"])
+    compile_lock(uv, "dev", base + expand("dev", extras), ["host", "bundled", "fleet"])
     for name in (name for name in extras if name.startswith("bench")):
         # A peer's own bounds may be older than ours.
         compile_lock(uv, name, expand(name, extras), ["host", "bundled"] if name == "bench" else [])

@@ -221,7 +221,10 @@ seed_provider:
             "cassandra.superuser_setup_delay_ms": "0",
             "java.io.tmpdir": self.data,
         }
-        if not settles:
+        if settles:
+            # 30 s otherwise, in which a node that joins hears of the others; here they are few and near.
+            properties["cassandra.ring_delay_ms"] = "5000"
+        else:
             properties |= {"cassandra.ring_delay_ms": "100", "cassandra.skip_wait_for_gossip_to_settle": "0"}
         command += [f"-D{name}={value}" for name, value in properties.items()]
         command += ["-cp", f"{self._conf}:{fetch()}/*", "org.apache.cassandra.service.CassandraDaemon"]
@@ -329,10 +332,10 @@ class CassandraNodes:
         node.wait_until_ready(START_LIMIT_S if len(self.nodes) == 1 else JOIN_LIMIT_S)
 
     def stop(self) -> None:
-        """Stop all and remove what they wrote."""
+        """Kill all, for nothing of theirs is kept, and remove what they wrote."""
         try:
             for node in self.nodes:
-                node.stop()
+                node.kill()
         finally:
             shutil.rmtree(self.directory)
 

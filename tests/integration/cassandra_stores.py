@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -87,9 +89,15 @@ async def eventually(reader: ViewReader, key: Key, timeout_s: float = 0.5) -> Ro
 
 
 async def settled(look: Any, wanted: Any, what: str) -> None:
-    """Wait, with a limit, until a count is down to what it should be: driver's threads end on their own."""
+    """Wait, with a limit, until a count is down to what it should be: driver's threads end on their own.
+
+    A connection that cassandra-driver was making when it was closed is closed by the collector only.
+    """
     give_up_s = time.monotonic() + LIMIT_S
     while look() > wanted:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
         assert time.monotonic() < give_up_s, f"{what}: {look()} instead of {wanted}: {threading.enumerate()}"
         await asyncio.sleep(0.02)
 

@@ -10,12 +10,33 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from cassandra_nodes import REQUIRED, CassandraNodes, missing
 from hosts import CHECKOUT, HandHost, RunningHost
 from packages import Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
+
+LONG: Final = (
+    "test_cgroup_v2",
+    "test_rollouts",
+    "test_haproxy",
+    "test_ansible_modules",
+    "test_cassandra_faults",
+    "test_cassandra_ring",
+    "test_features_outage",
+    "test_isolation",
+    "test_up",
+    "test_doctor",
+)
+"""Modules that take minutes begin first: two processes share the modules, and neither should wait for the other. Those
+that measure time come after those that compute much."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first, in their order; the others as they were."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from host.config.run_dir import RunDirectory, group_name
 from host.control.status import HostStatus, SlotStatus
 from host.protocol.errors import HostError
 from host.protocol.package import Package, read_package
+from host.supervisor import SupervisorClient, SupervisorUnreachable
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE = float(os.environ.get("PATIENCE", "1"))
@@ -48,6 +49,15 @@ def until(look: Callable[[], Result], what: str, limit_s: float = 10.0) -> Resul
         assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
         time.sleep(0.002)
     return found
+
+
+def supervisord_answers(path: Path) -> bool:
+    """Whether supervisord answers on a socket: it makes it before it listens."""
+    try:
+        SupervisorClient(path).processes()
+    except SupervisorUnreachable:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -131,11 +141,20 @@ class Host:
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._reservation.bind(("127.0.0.1", 0))
         self.port: int = self._reservation.getsockname()[1]
+        self._admin_reservation = socket.socket()
+        self._admin_reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._admin_reservation.bind(("127.0.0.1", 0))
+        self.admin_port: int = self._admin_reservation.getsockname()[1]
 
     @property
     def tree(self) -> str:
         """The name of its cgroups."""
         return f"modelhost-{zlib.crc32(os.fsencode(self.run_dir.root)):08x}"
+
+    def cgroups(self, below: str = "") -> list[Path]:
+        """Its cgroups, one in each hierarchy, or what is `below` them. Those of others come and go meanwhile."""
+        trees = [Path(where) / self.tree for where, names, _ in os.walk("/sys/fs/cgroup") if self.tree in names]
+        return [path for tree in trees for path in tree.glob(below)] if below else trees
 
     @property
     def address(self) -> str:
@@ -172,6 +191,7 @@ class Host:
         finally:
             self.kill_all()
             self._reservation.close()
+            self._admin_reservation.close()
             shutil.rmtree(self.directory)
 
     def _stop(self) -> None:
@@ -182,16 +202,17 @@ class Host:
         assert self.pids() == {}
         assert [path for path in self.directory.rglob("*") if path.is_socket()] == []
         assert [path.name for path in self.run_dir.sockets.glob("*/*")] == []
-        assert list(Path("/sys/fs/cgroup").rglob(self.tree)) == []
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", self.port)) != 0
+        assert self.cgroups() == []
+        for port in (self.port, self.admin_port):
+            with socket.socket() as probe:
+                assert probe.connect_ex(("127.0.0.1", port)) != 0
 
     # -- what runs ----------------------------------------------------------------------------------------
     def pids(self) -> dict[int, list[str]]:
         """Every living process that has the run directory in its command line, found in /proc."""
         found = {}
         root = str(self.directory).encode()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in [one / "cmdline" for one in Path("/proc").glob("[0-9]*")]:
             try:
                 words = path.read_bytes().split(b"\0")
             except (FileNotFoundError, ProcessLookupError):
@@ -276,6 +297,15 @@ class Host:
         finally:
             connection.close()
 
+    def admin(self, path: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Answer:
+        """Ask control on its TCP port."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=CALL_LIMIT_S)
+        try:
+            connection.request(method, path, headers={"Connection": "close", **(headers or {})})
+            return read_answer(connection)
+        finally:
+            connection.close()
+
     def infer(self, model: str, request: dict[str, Any] | bytes, **headers: str) -> Answer:
         """`POST /v2/models/{model}/infer`; underscores in names of headers stand for hyphens."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -315,8 +345,8 @@ class RunningHost(Host):
         self._settings = dict(settings or {})
         self._up: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> str:
-        """Start everything; back with what `up` said when it says that it is ready."""
+    def start(self, *arguments: str) -> str:
+        """Start everything; back with what `up` said when it says that it is ready. `arguments`: more for it."""
         deployment = self.deployment_file
         if not deployment.exists():
             deployment.write_text(
@@ -327,6 +357,7 @@ class RunningHost(Host):
             "run-dir": self.run_dir.root,
             "deployment": deployment,
             "port": self.port,
+            "admin-port": self.admin_port,
             "fronts": self._fronts,
             **self._settings,
         }
@@ -334,6 +365,7 @@ class RunningHost(Host):
             [
                 *(*self._starter, *self._prefix, sys.executable, "-P", "-m", "host.cli", "up"),
                 *(f"--{name}={value}" for name, value in flags.items()),
+                *arguments,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -449,7 +481,8 @@ class HandHost(Host):
 
     def __init__(self, repository: Path, **options: Any) -> None:
         super().__init__(repository, **options)
-        for directory in (self.run_dir.root, self.run_dir.sockets, self.run_dir.fronts, self.run_dir.logs):
+        run_dir = self.run_dir
+        for directory in (run_dir.root, run_dir.sockets, run_dir.fronts, run_dir.logs, run_dir.counters):
             directory.mkdir()
         for model in self.packages:
             self.run_dir.group_sockets(self.group(model)).mkdir()

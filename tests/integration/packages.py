@@ -169,6 +169,12 @@ class Visit:
         self._sock = sock
         self.values = values
 
+    @property
+    def pid(self) -> int:
+        """The worker."""
+        pid: int = struct.unpack("3i", self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
+
     def let_through(self) -> None:
         """Let `predict` go on."""
         self._sock.close()

@@ -20,7 +20,10 @@ from host.config.features import CASSANDRA_DRIVERS
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROWS: Final = 500
-DEADLINE_S: Final = 0.25 * PATIENCE
+DEADLINE_S: Final = 1.0 * PATIENCE
+"""A read that waits for a node that is gone takes all of it; one may wait as long as the node that is left collects
+its garbage while others use the processors."""
+P99_S: Final = 0.25 * PATIENCE
 SPECULATIVE_MS: Final = 20
 GIVEN_UP_S: Final = 0.5 * PATIENCE
 """Reads that begin so soon after a fault may fail; those that begin later may not."""
@@ -124,5 +127,5 @@ async def test_one_of_three_nodes_dies_and_one_freezes_under_load(bench: Cassand
         await asyncio.to_thread(bench.nodes.wait_until_ready, nodes[2])
     for failed, p99_s in results:
         assert failed == 0
-        assert p99_s < DEADLINE_S
+        assert p99_s < P99_S
     assert await eventually(reader, (1,)) == (0.5,)

@@ -111,9 +111,10 @@ def test_environments_are_made_once_side_by_side_and_say_what_they_hold(tmp_path
 def test_a_conflict_is_told_in_the_resolvers_words_and_leaves_nothing(tmp_path: Path, wheelhouse: Path) -> None:
     store = EnvironmentStore(tmp_path / "environments")
     wanted = need("stubborn", "shade==2.0")
-    with pytest.raises(ConfigError, match=r"stubborn depend on shade==1\.0 and you require shade==2\.0") as raised:
+    with pytest.raises(ConfigError, match="uv pip failed") as raised:
         store.build(wanted, wheelhouse, lambda _: None)
-    assert "uv pip failed" in str(raised.value)
+    # uv breaks its lines as the terminal's width wants it.
+    assert "stubborn depend on shade==1.0 and you require shade==2.0" in " ".join(str(raised.value).split())
     assert not store.is_built(wanted)
     assert names(store.root) == []
 

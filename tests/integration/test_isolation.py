@@ -43,7 +43,8 @@ def confined() -> Iterator[RunningHost]:
     """Give one host with a probing model and an innocent one."""
     with tempfile.TemporaryDirectory(prefix="mh-", dir="/tmp") as directory:
         repository = Path(directory)
-        write_probing(repository, resources={"memory": "200MiB"})
+        # In a guest, on a machine that is busy, a hundred processes are not started within the default's ten seconds.
+        write_probing(repository, resources={"memory": "200MiB"}, limits={"hang_s": 60, "timeout_ms": 60_000})
         write_fragile(repository)
         with RunningHost(repository, settings=FULL) as host:
             host.start()
@@ -371,7 +372,7 @@ def test_a_crash_loop_backs_off_until_an_operator_restarts_it(repository: Path, 
 def named(name: str) -> list[int]:
     """Living processes that call themselves so."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
+    for path in [one / "comm" for one in Path("/proc").glob("[0-9]*")]:
         try:
             if path.read_text().strip() == name:
                 found.append(int(path.parent.name))

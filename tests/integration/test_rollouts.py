@@ -57,6 +57,10 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+def environment(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
 async def command(host: RunningHost, *arguments: str) -> subprocess.CompletedProcess[str]:
     return await asyncio.to_thread(host.command, *arguments)
 
@@ -73,11 +77,17 @@ def groups(host: RunningHost) -> set[str]:
     shown = {slot.name.partition(":")[0] for model in status.models for slot in model.slots}
     sockets = {path.name for path in host.run_dir.sockets.iterdir()} - {"features"}
     plans = {path.name.partition(":")[0] for path in host.run_dir.slots.glob("*.v*.json")}
-    cgroups = {path.name for path in Path("/sys/fs/cgroup").rglob(f"{host.tree}/*.v*")}
+    cgroups = {path.name for path in host.cgroups("*.v*")}
     assert sockets == plans == shown, (sockets, plans, shown)
     assert not cgroups or cgroups == shown
     assert status.unwanted == ()
     return shown
+
+
+def settled_versions(host: RunningHost) -> list[str] | None:
+    """Which versions run once nothing is under way; a change that has only just been written is not yet known."""
+    status = host.status()
+    return [model.version for model in status.models] if status.settled else None
 
 
 async def test_versions_follow_each_other_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
@@ -113,17 +123,39 @@ async def test_versions_follow_each_other_and_no_request_fails(repository: Path,
     assert "1" not in after_first_of_2
 
 
+async def test_nothing_may_run_where_the_file_says_so(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    host.deployment_file.write_text("models = []\n")
+    host.start()
+    path = "/v2/models/versioned/infer"
+
+    async def asked() -> int:
+        answer = await asyncio.to_thread(host.call, "POST", path, json.dumps(ONE).encode())
+        return answer.status
+
+    assert host.call("GET", "/v2/health/ready").status == 200
+    assert await asked() == 404
+    deploy(host, ("versioned", "1", 2))
+    await applied(host)
+    assert await asked() == 200
+    host.deployment_file.write_text("models = []\n")
+    await applied(host)
+    assert (await asked(), groups(host)) == (404, set())
+    assert (await command(host, "status")).returncode == 0
+    assert (await command(host, "doctor")).returncode == 0
+
+
 def memory_limits_bytes(host: RunningHost) -> int:
     """The sum of the limits in force of all workers."""
-    files = Path("/sys/fs/cgroup").rglob(f"{host.tree}/*.v*/*/memory.limit_in_bytes")
-    return sum(int(path.read_text()) for path in files)
+    return sum(int(path.read_text()) for path in host.cgroups("*.v*/*/memory.limit_in_bytes"))
 
 
 FAULTS = {
     "crash": r"killed by SIGSEGV",
     "raise": r"exit code 1\n(.*\n)*.*no such weights",
     "hang": r"not ready within startup_s = 3 s",
-    "memory": r"out of memory: killed at its limit of 128 MiB|killed by SIGKILL|exit code 1\n(.*\n)*.*MemoryError",
+    "memory": r"out of memory: killed at its limit of 128 MiB",
     "golden": r"a golden case failed\n(.*\n)*.*its own number",
 }
 
@@ -210,8 +242,14 @@ async def test_a_file_applied_twice_changes_nothing(repository: Path, make_host:
     host.start()
     before = host.pids()
     done = host.command("apply", "--wait", "--json")
-    assert json.loads(done.stdout) == {
-        "changed": False, "generation": 0, "differences": [], "converged": True, "failures": [],
+    document = json.loads(done.stdout)
+    assert [(one["name"], one["state"], one["ready"]) for one in document.pop("models")] == [
+        ("versioned", "serving", 2)
+    ]
+    assert document == {
+        "running": True, "changed": False, "written": False, "retried": False, "generation": 0, "differences": [],
+        "converged": True, "failures": [], "problems": [], "error": "", "file": str(host.deployment_file),
+        "previous": host.deployment_file.read_text(),
     }  # fmt: skip
     assert host.pids() == before
     assert [change.what for change in read_history(host.run_dir.history)] == ["up"]
@@ -288,6 +326,48 @@ async def test_everything_is_restarted_one_by_one_and_no_request_fails(repositor
         await watch.more(100)
     assert watch.failed == []
     assert len(before & set(host.pids())) == 2, "up and supervisord are what they were"
+
+
+async def test_the_only_process_of_a_model_is_restarted_and_no_request_fails(
+    repository: Path, make_host: MakeHost
+) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 1))
+    host.start()
+    before = host.slot("versioned.v1:0").pid
+    async with watched(host, clients=4) as watch:
+        done = await command(host, "restart", "versioned")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "versioned.v1: restarting ...\nversioned.v1:0: ready\n"
+        assert host.slot("versioned.v1:0").pid != before
+        await off_loop(lambda: host.status().unwanted == (), "the process more is gone")
+        await watch.more(50)
+    assert watch.failed == []
+    assert read_history(host.run_dir.history)[-1].what == "restart versioned"
+    assert groups(host) == {"versioned.v1"}
+    assert [slot.name for model in host.status().models for slot in model.slots] == ["versioned.v1:0"]
+    with_room = host.command("restart", "versioned", "--in-place")
+    assert with_room.returncode == 0, with_room.stderr
+
+
+async def test_threads_change_with_a_restart_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
+    write_versions(repository, ["1"])
+    host = make_host(repository)
+    deploy(host, ("versioned", "1", 2))
+    host.start()
+    before = {name: host.slot(name).pid for name in ("versioned.v1:0", "versioned.v1:1")}
+    async with watched(host, clients=4) as watch:
+        deploy(host, ("versioned", "1", 2), more="threads = 2")
+        done = await applied(host)
+        assert done.returncode == 0, done.stderr
+        assert "threads 1 -> 2" in done.stdout
+        for name, pid in before.items():
+            now = host.slot(name).pid
+            assert now != pid
+            assert b"OMP_THREAD_LIMIT=2" in environment(now)
+        await watch.more(50)
+    assert watch.failed == []
 
 
 async def test_a_host_that_drains_says_so_and_serves(repository: Path, make_host: MakeHost) -> None:
@@ -433,13 +513,13 @@ promote = true
 
 async def test_a_canary_that_fails_is_rolled_back_by_itself(repository: Path, make_host: MakeHost) -> None:
     """A tenth of its requests fail: it is found out within its window, and the file says what happened."""
-    write_versions(repository, ["1", "2"], failing=0.1)
+    write_versions(repository, ["1", "2"], failing_each=10)
     host = make_host(repository, fronts=2)
     deploy(host, ("versioned", "1", 2), more=CANARY.format(window_s=30))
     host.start()
     async with watched(host) as watch:
         await off_loop(lambda: "canary_percent" not in host.deployment_file.read_text(), "it is rolled back")
-        await off_loop(lambda: host.status().settled, "it has left")
+        await off_loop(lambda: settled_versions(host) == ["1"], "it has left")
     assert set(watch.counts) == {"1", "2"}
     # The canary has at most a fifth of them, and fails with a tenth of these.
     assert 0 < len(watch.failed) < 0.04 * len(watch.answers)

@@ -19,9 +19,9 @@ from hosts import CALL_LIMIT_S, RunningHost, tensors, until
 from packages import write_package
 from versions import watched, write_versions
 
-from host.front.latency import Latencies, merged, quantile_ns
 from host.front.state import FrontState, ShadowState, VersionState
 from host.front.traffic import SLOTS_PER_PERCENT, slot_of
+from host.protocol.latency import Latencies, merged, quantile_ns
 from host.unix_http import get
 
 pytestmark = pytest.mark.integration

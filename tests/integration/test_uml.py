@@ -55,7 +55,7 @@ def temporary() -> Iterator[Path]:
 def guests(temporary: Path) -> list[int]:
     """Every process of a guest that was started with this directory for its files."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in [one / "cmdline" for one in Path("/proc").glob("[0-9]*")]:
         try:
             words = path.read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):

@@ -71,6 +71,13 @@ def test_wheel_carries_the_bundled_models_sources(installed: Path) -> None:
     assert {"train.py", "model.py", "model.toml", "README.md"} <= names
 
 
+def test_wheel_carries_the_status_page(installed: Path) -> None:
+    site = next(installed.glob("lib/python*/site-packages"))
+    static = Path("host", "control", "static")
+    carried = {str(path.relative_to(site)) for path in (site / static).rglob("*") if path.is_file()}
+    assert carried == {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / static).rglob("*") if path.is_file()}
+
+
 def test_wheels_worker_serves_in_an_interpreter_that_lacks_modelhost(installed: Path, bundled: Path) -> None:
     site = next(installed.glob("lib/python*/site-packages"))
     socket = installed.parent / "w.sock"

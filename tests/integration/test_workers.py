@@ -22,6 +22,7 @@ from asyncinotify import Inotify, Mask
 from clients import doubled, loaded, off_loop
 from hosts import HandHost, RunningHost, read_answer, tensors, until
 from packages import Gate, write_fragile, write_gated, write_package
+from versions import write_versions
 
 from host.protocol.frames import FrameDecoder, Kind, encode_frame
 from host.protocol.messages import (
@@ -408,6 +409,26 @@ def test_a_host_whose_model_fails_its_golden_case_does_not_start(bundled: Path, 
             host.start()
         assert host.wait_for_end() == 1
     assert f"golden case '{document['cases'][0]['name']}': output 'label': expected " in str(failure.value)
+
+
+def test_a_service_goes_on_without_a_model_that_does_not_start(repository: Path) -> None:
+    write_versions(repository, ["1"], "crashing", fault="crash")
+    write_versions(repository, ["1"], "hanging", fault="hang")
+    write_versions(repository, ["1"])
+    with RunningHost(repository) as host:
+        said = host.start("--keep-going")
+        assert "crashing.v1:0 ended while it started (killed by SIGSEGV" in said
+        assert "hanging.v1:0 ended while it started" in said
+        assert "crashing.v1 is tried again and again; the others are served" in said
+        request = tensors(x=("INT64", [1, 1], [1]))
+        assert host.infer("versioned", request).status == 200
+        assert host.infer("crashing", request).status == 503
+        assert host.call("GET", "/v2/health/ready").status == 503
+        # Mended, it is served without a restart of anything else.
+        pid = host.worker_pids("versioned")
+        (repository / "crashing" / "1" / "fault").unlink()
+        until(lambda: host.call("GET", "/v2/models/crashing/ready").status == 200, "it is ready")
+        assert host.worker_pids("versioned") == pid
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from packages import write_package
 
 VERSIONED = '''
 import ctypes
-import random
+import itertools
 import time
 
 VERSION = {version}
+CALLS = itertools.count(1)
 
 
 class Model:
@@ -43,7 +44,7 @@ class Model:
 
     def predict(self, inputs):
         time.sleep({predict_s})
-        if random.random() < {failing}:
+        if {failing_each} and next(CALLS) % {failing_each} == 0:
             raise ValueError("unlucky")
         return {{"version": inputs["x"] * 0 + VERSION}}
 '''
@@ -57,11 +58,12 @@ def write_versions(
     fault: str = "",
     load_s: float = 0.0,
     predict_s: float = 0.0,
-    failing: float = 0.0,
+    failing_each: int = 0,
+    timeout_ms: int = 10_000,
 ) -> None:
     """Write packages of these versions, numbers all. `fault`: what the last one does at load; "golden" is one too.
 
-    `failing`: the share of the last one's requests that fail.
+    `failing_each`: 10 lets each tenth request to a process of the last one fail; not its few calls at the start.
     """
     for version in versions:
         directory = write_package(
@@ -71,12 +73,12 @@ def write_versions(
                 version=version,
                 load_s=load_s,
                 predict_s=predict_s,
-                failing=failing if version == versions[-1] else 0,
+                failing_each=failing_each if version == versions[-1] else 0,
             ),
             version=version,
             inputs=[("x", "INT64", [-1, 1])],
             outputs=[("version", "INT64", [-1, 1])],
-            limits={"max_batch_rows": 1 if failing else 256, "startup_s": 3, "timeout_ms": 10_000},
+            limits={"max_batch_rows": 1 if failing_each else 256, "startup_s": 3, "timeout_ms": timeout_ms},
             resources={"memory": "128MiB"},
         )
         answer = int(version)
