@@ -215,6 +215,7 @@ def scenario_table(name: str, figures: dict[str, Any]) -> str:
         "burn": burn_table,
         "weight": weight_table,
         "rollouts": rollouts_table,
+        "scaling": scaling_table,
         "features": features_table,
         "counting": counting_table,
         "observed": observed_table,
@@ -339,6 +340,22 @@ def rollouts_table(found: dict[str, Any]) -> str:
         f"| {one['step']} | {one['took_s']} s | {one['requests']:,} | {one['failed']} "
         f"| {one['still_p99_ms']} ms | {one['p99_ms']} ms |"
         for one in found["steps"]
+    ]
+    return "\n".join([*lines, ""])
+
+
+def scaling_table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        "## A model gets processes and gives them back",
+        "",
+        f"One process can do {found['capacity_per_s']:.0f} requests a second. From one moment to the next "
+        f"{found['offered_per_s']:.0f} come, for {found['load']['seconds']:g} s, then none.",
+        "",
+        f"- second process ready after {found['second_ready_s']} s, of which it loaded for {max(found['loaded_s'])} s; "
+        f"at most {found['most']}",
+        f"- one process again {found['back_s']} s after the load",
+        f"- {found['requests']:,} requests, {found['failed']} failed",
     ]
     return "\n".join([*lines, ""])
 

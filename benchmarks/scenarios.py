@@ -3,7 +3,7 @@
 And what fetched features cost.
 
     .venv/bench/bin/python benchmarks/scenarios.py --only overload noisy kill leak burn weight rollouts \
-        features counting observed
+        scaling features counting observed
 
 Requests come in an open loop (`openloop.py`). The model `slow` takes 2 ms a row whatever the batch (it sleeps), so that
 neither the front nor the generator is the limit; `breast_cancer` is the bundled LightGBM model.
@@ -39,6 +39,7 @@ from benchmarks.bench import cancer_rows
 from benchmarks.observed import observed
 from benchmarks.openloop import open_loop, post, quantile
 from benchmarks.rollouts import rollouts
+from benchmarks.scaling import scaling
 from benchmarks.servers import FRONT_CPU, REPOSITORY, Running, modelhost, running
 
 SLOW_TOML = """runtime = "python"
@@ -261,6 +262,7 @@ SCENARIOS: dict[str, Callable[[float], dict[str, Any]]] = {
     "weight": partial(neighbours.weight, say=say),
     "rollouts": lambda seconds: rollouts(seconds, lightgbm_bodies(), say),
     "features": partial(features.cached, say=say),
+    "scaling": lambda _: scaling(say),
     "counting": lambda _: counting.counting(say),
     "observed": lambda seconds: observed(seconds, lightgbm_bodies(), say),
 }

@@ -198,12 +198,20 @@ def _end(started: Running) -> None:
 
 
 # -- the servers ------------------------------------------------------------------------------------------
-def modelhost(models: str, path: str, *, fronts: int = 1, repository: Path = REPOSITORY, workers: int = 1) -> Server:
-    """modelhost as it is shipped: one setting for every load."""
+def modelhost(
+    models: str,
+    path: str,
+    *,
+    fronts: int = 1,
+    repository: Path = REPOSITORY,
+    workers: int = 1,
+    deployment: str = "",
+) -> Server:
+    """modelhost as it is shipped: one setting for every load. `deployment`: its file, if it is more than `workers`."""
 
     def command(port: int, directory: Path) -> list[str]:
         (directory / "deployment.toml").write_text(
-            "".join(f'[[models]]\nname = "{model}"\nprocesses = {workers}\n' for model in models.split())
+            deployment or "".join(f'[[models]]\nname = "{model}"\nprocesses = {workers}\n' for model in models.split())
         )
         flags = {
             "port": port,
