@@ -37,5 +37,8 @@ def test_hang_is_dumped_and_ended(where: str) -> None:
 
 
 def test_model_that_returns_is_left_alone() -> None:
-    ended = run("for _ in range(3):\n    watchdog.start(0.05)\n    watchdog.stop()\nimport time; time.sleep(0.2)\n")
+    ended = run(
+        "for _ in range(3):\n    watchdog.start(30)\n    watchdog.stop()\n"
+        "import signal\nassert signal.getitimer(signal.ITIMER_REAL) == (0, 0)\n"
+    )
     assert (ended.returncode, ended.stderr) == (0, "")

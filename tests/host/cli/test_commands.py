@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,13 +44,13 @@ def test_help_imports_no_command_and_is_quick() -> None:
     code = (
         "import sys; from host.cli.main import main; main(['--help']); "
         "heavy = {'rich', 'msgspec', 'asyncio', 'aiohttp', 'numpy', 'host.config.settings'} & set(sys.modules); "
-        "assert not heavy, heavy"
+        "assert not heavy, heavy; "
+        "import time; print(time.process_time(), file=sys.stderr)"
     )
-    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
-    assert time.monotonic() - begun < 1.0  # 0.07 s alone; a busy machine is slower
+    assert float(done.stderr) < 0.5  # seconds of a CPU, of which it takes 0.07: however long it waits for one
 
 
 @pytest.mark.parametrize(
