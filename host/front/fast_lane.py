@@ -46,6 +46,10 @@ FAREWELL_S: Final = 0.5
 """How long a client that is about to ask on an idle connection gets when the front stops: its answer then says that the
 connection ends, where a close could cross its request."""
 
+LAST_LOOK_S: Final = 0.005
+"""After the farewell: a front that stood still at its end has not read yet what came meanwhile. The loop looks at the
+clock before it looks at sockets."""
+
 LINGER_S: Final = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client sees the answer."""
 
@@ -159,6 +163,7 @@ class FastLane:
         deadline = self.loop.time() + drain_s
         self.stopping = True
         await self._until_empty(min(FAREWELL_S, drain_s))
+        await self._until_empty(min(LAST_LOOK_S, drain_s))
         for connection in list(self.connections):
             connection.finish_up()
         await self._until_empty(deadline - self.loop.time())

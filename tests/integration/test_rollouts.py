@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import random
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from clients import off_loop
-from hosts import RunningHost, tensors, until
+from hosts import HandHost, RunningHost, read_answer, tensors, until
 from versions import watched, write_versions
 
 from host.config.history import read_history
+from host.front.fast_lane import FAREWELL_S
 from host.manifest import MANIFEST_FILE, encode_manifest, list_files, make_manifest
 from host.protocol.package import read_package
 
@@ -26,6 +30,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 MakeHost = Callable[..., RunningHost]
 
 ONE = tensors(x=("INT64", [1, 1], [1]))
+
+TRIES = 5
+"""How often a measurement is made again when this machine, and not the host, has spoilt it."""
 
 
 def deploy(host: RunningHost, *models: tuple[str, str, int], more: str = "") -> None:
@@ -118,9 +125,9 @@ async def test_versions_follow_each_other_and_no_request_fails(repository: Path,
     assert peak <= 4 * limit_bytes
     assert 'version = "2"' in host.deployment_file.read_text()
     assert groups(host) == {"versioned.v2"}
-    # Both fronts change within a moment of each other, and no version comes back.
-    after_first_of_2 = [version for _, answered, version in watch.answers if answered > shifts[1][0]]
-    assert "1" not in after_first_of_2
+    # Both fronts change within a moment of each other, and no version comes back. An answer may be read late.
+    asked_once_2_served = [version for asked, _, version in watch.answers if asked > shifts[1][0]]
+    assert "1" not in asked_once_2_served
 
 
 async def test_nothing_may_run_where_the_file_says_so(repository: Path, make_host: MakeHost) -> None:
@@ -305,12 +312,53 @@ async def test_a_front_is_restarted_and_no_request_fails(repository: Path, make_
     host = make_host(repository, fronts=2)
     deploy(host, ("versioned", "1", 2))
     host.start()
-    async with watched(host, clients=16) as watch:
-        for front in ("front:0", "front:1", "front:0"):
-            await watch.more(100)
-            await asyncio.to_thread(host.supervisorctl, "restart", front)
-            await watch.more(100)
+    for _ in range(TRIES):
+        async with watched(host, clients=16) as watch:
+            for front in ("front:0", "front:1", "front:0"):
+                await watch.more(100)
+                await asyncio.to_thread(host.supervisorctl, "restart", front)
+                await watch.more(100)
+        if not watch.was_late:
+            break
     assert watch.failed == []
+
+
+def test_a_front_that_stands_still_while_it_stops_answers_what_came_meanwhile(
+    repository: Path, make_hand_host: Callable[..., HandHost]
+) -> None:
+    write_versions(repository, ["1"])
+    host = make_hand_host(repository)
+    host.start_worker("versioned")
+    for _ in range(TRIES):
+        front = host.start_front()
+        until(host.is_ready, "it is ready", 30)
+        with closing(host.connect()) as connection:
+            ask(connection)
+            assert read_answer(connection).status == 200
+            stopped = time.monotonic()
+            front.send_signal(signal.SIGTERM)
+            time.sleep(FAREWELL_S / 5)  # it has begun to stop
+            front.send_signal(signal.SIGSTOP)
+            was_in_time = time.monotonic() - stopped < FAREWELL_S / 2
+            # One that was closed before the request came would say nothing.
+            if was_in_time:
+                ask(connection)
+                time.sleep(FAREWELL_S)  # beyond the end of its farewell
+            front.send_signal(signal.SIGCONT)
+            if was_in_time:
+                answer = read_answer(connection)
+        assert front.wait(30) == 0
+        if was_in_time:
+            break
+    assert was_in_time, "it could not be stopped in the middle of its farewell"
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
+
+
+def ask(connection: http.client.HTTPConnection) -> None:
+    """Send a request and do not read its answer."""
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v2/models/versioned/infer", body=json.dumps(ONE), headers=headers)
 
 
 async def test_everything_is_restarted_one_by_one_and_no_request_fails(repository: Path, make_host: MakeHost) -> None:
@@ -319,11 +367,14 @@ async def test_everything_is_restarted_one_by_one_and_no_request_fails(repositor
     host = make_host(repository, fronts=2)
     deploy(host, ("versioned", "1", 2))
     host.start()
-    before = set(host.pids())
-    async with watched(host, clients=16) as watch:
-        done = await command(host, "restart", "front", "control", "versioned")
-        assert done.returncode == 0, done.stderr
-        await watch.more(100)
+    for _ in range(TRIES):
+        before = set(host.pids())
+        async with watched(host, clients=16) as watch:
+            done = await command(host, "restart", "front", "control", "versioned")
+            assert done.returncode == 0, done.stderr
+            await watch.more(100)
+        if not watch.was_late:
+            break
     assert watch.failed == []
     assert len(before & set(host.pids())) == 2, "up and supervisord are what they were"
 
@@ -384,13 +435,25 @@ async def test_a_host_that_drains_says_so_and_serves(repository: Path, make_host
 
 async def test_a_host_that_stops_is_not_ready_for_its_grace_and_serves(repository: Path, make_host: MakeHost) -> None:
     write_versions(repository, ["1"])
-    host = make_host(repository, settings={"grace-s": 1})
-    host.start()
-    down = host.begin("down", "--grace-s=1")
-    until(lambda: not host.is_ready(), "it says that it is not ready")
-    assert host.infer("versioned", ONE).status == 200
-    assert down.wait(30) == 0
-    down.communicate()
+    for grace_s in (1, 5, 20):
+        host = make_host(repository, settings={"grace-s": grace_s})
+        host.start()
+        down = host.begin("down", f"--grace-s={grace_s}")
+        assert down.stdout is not None
+        assert down.stdout.readline().startswith("draining ")
+        begun = time.monotonic()
+        until(lambda host=host: not host.is_ready(), "it says that it is not ready", 30)
+        try:
+            status = host.infer("versioned", ONE).status
+        except OSError:
+            status = 0
+        took_s = time.monotonic() - begun
+        assert down.wait(60) == 0
+        down.communicate()
+        # Once more, with a longer one, if the grace was over before it was asked.
+        if status == 200 or took_s < 0.8 * grace_s:
+            break
+    assert status == 200
 
 
 async def test_what_cannot_run_is_refused_before_anything_changes(repository: Path, make_host: MakeHost) -> None:
@@ -507,6 +570,7 @@ canary_percent = 20
 window_s = {window_s}
 min_requests = 50
 max_failed_percent = 2
+max_slowdown = 1000
 promote = true
 """
 

@@ -36,11 +36,12 @@ class Model:
             raise ValueError("no such weights")
         if kind == "hang":
             time.sleep(600)
+        while kind == "wait" and fault.exists():
+            time.sleep(0.01)
         if kind == "memory":
             held = []
             while True:
                 held.append(bytearray(8 << 20))
-        time.sleep({load_s})
 
     def predict(self, inputs):
         time.sleep({predict_s})
@@ -56,13 +57,13 @@ def write_versions(
     name: str = "versioned",
     *,
     fault: str = "",
-    load_s: float = 0.0,
     predict_s: float = 0.0,
     failing_each: int = 0,
     timeout_ms: int = 10_000,
 ) -> None:
     """Write packages of these versions, numbers all. `fault`: what the last one does at load; "golden" is one too.
 
+    "wait": it waits until the test lets it go on (`let_load`).
     `failing_each`: 10 lets each tenth request to a process of the last one fail; not its few calls at the start.
     """
     for version in versions:
@@ -71,14 +72,18 @@ def write_versions(
             name,
             VERSIONED.format(
                 version=version,
-                load_s=load_s,
                 predict_s=predict_s,
                 failing_each=failing_each if version == versions[-1] else 0,
             ),
             version=version,
             inputs=[("x", "INT64", [-1, 1])],
             outputs=[("version", "INT64", [-1, 1])],
-            limits={"max_batch_rows": 1 if failing_each else 256, "startup_s": 3, "timeout_ms": timeout_ms},
+            limits={
+                "max_batch_rows": 1 if failing_each else 256,
+                # Only one that hangs shall be given up for the time that it takes: a busy machine may take long, too.
+                "startup_s": 3 if fault == "hang" and version == versions[-1] else 60,
+                "timeout_ms": timeout_ms,
+            },
             resources={"memory": "128MiB"},
         )
         answer = int(version)
@@ -91,6 +96,17 @@ def write_versions(
         (directory / "golden.json").write_text(json.dumps({"cases": [case]}))
 
 
+def let_load(repository: Path, version: str, name: str = "versioned") -> None:
+    """Let a version with the fault "wait" go on."""
+    (repository / name / version / "fault").unlink()
+
+
+BEAT_S = 0.02
+LAG_MAX_S = 0.3
+"""A front that stops gives idle clients half a second (`fast_lane.FAREWELL_S`). Those here ask again at once, unless
+they stand still themselves."""
+
+
 @dataclass
 class Watch:
     """What a number of clients saw."""
@@ -98,6 +114,8 @@ class Watch:
     answers: list[tuple[float, float, str]] = field(default_factory=list)
     """When each was asked and answered (seconds, monotonic), and the version that answered."""
     failed: list[str] = field(default_factory=list)
+    lag_s: float = 0.0
+    """How long the clients stood still at most."""
     progress: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def more(self, count: int) -> None:
@@ -105,6 +123,11 @@ class Watch:
         wanted = len(self.answers) + count
         async with self.progress:
             await self.progress.wait_for(lambda: len(self.answers) >= wanted)
+
+    @property
+    def was_late(self) -> bool:
+        """Whether requests failed, and the clients stood still so long that their connections may have been closed."""
+        return bool(self.failed) and self.lag_s > LAG_MAX_S
 
     @property
     def versions(self) -> list[str]:
@@ -145,9 +168,15 @@ async def watched(host: Host, model: str = "versioned", clients: int = 8) -> Asy
                 watch.answers.append((asked, answered, version))
                 watch.progress.notify_all()
 
+    async def beat() -> None:
+        while not stop.is_set():
+            begun = time.monotonic()
+            await asyncio.sleep(BEAT_S)
+            watch.lag_s = max(watch.lag_s, time.monotonic() - begun - BEAT_S)
+
     timeout = aiohttp.ClientTimeout(total=CALL_LIMIT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        tasks = [asyncio.create_task(client(session)) for _ in range(clients)]
+        tasks = [asyncio.create_task(beat()), *(asyncio.create_task(client(session)) for _ in range(clients))]
         try:
             yield watch
         finally:
