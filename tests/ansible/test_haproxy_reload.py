@@ -81,6 +81,49 @@ def test_what_is_no_table_is_said_and_nothing_is_reloaded(
     assert list((tmp_path / "state").iterdir()) == []
 
 
+STATES = """1
+# be_id be_name srv_id srv_name srv_addr srv_port srv_op_state srv_admin_state srv_uweight
+3 model_A 1 h1 127.0.0.1 81 2 0 1
+3 model_A 2 h2 127.0.0.1 82 2 0 1
+3 model_A 3 h3 127.0.0.1 83 2 8 1
+4 model_B 1 h1 127.0.0.1 81 0 0 1
+4 model_B 2 h2 127.0.0.1 82 2 0 1
+5 model_C 1 h2 127.0.0.1 82 2 0 1
+
+"""
+
+
+@pytest.mark.parametrize("comes_up", [True, False])
+def test_the_old_worker_asks_no_server_that_is_not_configured_any_more(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, comes_up: bool
+) -> None:
+    """As long as another one can take its requests, and it was not drained. If no new worker comes, it goes on."""
+    heard: list[str] = []
+    pids = ["7"]
+
+    def answer(connection: socket.socket, command: str) -> None:
+        if command.startswith("set "):
+            heard.append(command)
+        texts = {"show servers state": STATES, "show info": f"Pid: {pids[-1]}\n"}
+        connection.sendall(texts.get(command, "\n").encode())
+
+    def kill(*_: int) -> None:
+        heard.append("reload")
+        if comes_up:
+            pids.append("8")
+
+    path = answers(answer)
+    (tmp_path / "haproxy.cfg").write_text(CONFIG + "backend model_B\n  server h1 127.0.0.1:81 check\n")
+    monkeypatch.setattr("os.kill", kill)
+    monkeypatch.setattr(haproxy_reload, "LIMIT_S", 10.0 if comes_up else 0.1)
+    said = haproxy_reload.main(1, tmp_path / "haproxy.cfg", path, tmp_path / "state")
+    assert said == "" if comes_up else "no new worker" in said
+    drained = ["set server model_A/h2 state drain", "reload"]
+    assert heard == (drained if comes_up else [*drained, "set server model_A/h2 state ready"])
+    # The new worker's states are those from before.
+    assert " h1 127.0.0.1 81 2 0 1\n" in (tmp_path / "state" / "server-state").read_text()
+
+
 def test_an_answer_has_an_end(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(connection: socket.socket, command: str) -> None:
         while True:

@@ -2,7 +2,8 @@
 
 The new worker begins with the states and weights that the servers have now, and with what is known about them: a host
 that was drained stays so, and one that is down gets no request. Back when the new worker answers. What it has loaded
-is kept in `loaded.cfg`.
+is kept in `loaded.cfg`. The old worker lives on with the clients' idle connections, and gives each one more answer: it
+does not take that from a server that is not configured any more.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LIMIT_S = 15.0
 CALL_S = 5.0
 ANSWER_MAX_BYTES = 16 << 20
+RUNNING = "2"
+"""`srv_op_state` of a server that is up."""
 
 
 def configured_ports(config: str) -> dict[tuple[str, str], str]:
@@ -50,6 +53,25 @@ def with_ports(states: str, ports: Mapping[tuple[str, str], str]) -> str:
     return "\n".join([*lines[:2], *kept, ""])
 
 
+def leaving(states: str, ports: Mapping[tuple[str, str], str]) -> list[str]:
+    """Servers, as `BACKEND/SERVER`, that are not configured any more, where another one that stays can take requests.
+
+    `states` is a table that `with_ports` has taken.
+    """
+    lines = states.strip().splitlines()
+    columns = lines[1].removeprefix("# ").split()
+    rows = [dict(zip(columns, line.split(), strict=False)) for line in lines[2:]]
+    usable = [
+        (row.get("be_name", ""), row.get("srv_name", ""))
+        for row in rows
+        if row.get("srv_op_state") == RUNNING and row.get("srv_admin_state") == "0" and row.get("srv_uweight") != "0"
+    ]
+    staying = {backend for backend, server in usable if (backend, server) in ports}
+    return [
+        f"{backend}/{server}" for backend, server in usable if (backend, server) not in ports and backend in staying
+    ]
+
+
 def call(path: Path, command: str) -> str:
     """Say something to the worker that has the runtime socket. Raises `OSError`, `TimeoutError` after `CALL_S`."""
     deadline = time.monotonic() + CALL_S
@@ -77,17 +99,29 @@ def worker_of(path: Path) -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("Pid: ")), "")
 
 
+def set_states(path: Path, servers: Sequence[str], state: str) -> None:
+    """Set servers' states, as far as the worker answers: it is a reload all the same."""
+    for server in servers:
+        try:
+            call(path, f"set server {server} state {state}")
+        except OSError:
+            return
+
+
 def main(pid: int, config: Path, runtime: Path, state_dir: Path) -> str:
     """Reload; an empty text, or what went wrong."""
     states = state_dir / "server-state"
     state_dir.mkdir(mode=0o755, exist_ok=True)  # HAProxy may have been started before systemd knew of it
     before = worker_of(runtime)
+    left: list[str] = []
     if before:
         ports = configured_ports(config.read_text())
         try:
-            kept = with_ports(call(runtime, "show servers state"), ports)
+            now = call(runtime, "show servers state")
+            kept = with_ports(now, ports)
         except (OSError, ValueError) as error:
             return f"{runtime}: show servers state: {error}"
+        left = leaving(now, ports)
         beside = states.with_suffix(".new")
         beside.write_text(kept)
         beside.replace(states)
@@ -95,10 +129,13 @@ def main(pid: int, config: Path, runtime: Path, state_dir: Path) -> str:
         states.unlink(missing_ok=True)  # of another time
     beside = state_dir / "loaded.cfg.new"
     shutil.copyfile(config, beside)
+    set_states(runtime, left, "drain")
     os.kill(pid, signal.SIGUSR2)
     deadline = time.monotonic() + LIMIT_S
-    while worker_of(runtime) in ("", before):
+    while (worker := worker_of(runtime)) in ("", before):
         if time.monotonic() > deadline:
+            if worker:
+                set_states(runtime, left, "ready")
             return f"{runtime}: no new worker within {LIMIT_S:g} s; HAProxy's log says why"
         time.sleep(0.02)
     beside.replace(state_dir / "loaded.cfg")
