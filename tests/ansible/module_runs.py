@@ -101,6 +101,11 @@ class Stub:
         path = self.directory / f"{word}.calls"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def forget_calls(self) -> None:
+        """Begin anew."""
+        for path in self.directory.glob("*.calls"):
+            path.unlink()
+
 
 def stub_in(directory: Path) -> Stub:
     """Write the command line into a directory."""

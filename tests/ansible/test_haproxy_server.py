@@ -7,8 +7,10 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ class FakeHaproxy:
         self.said: list[str] = []
         self.refuses: dict[str, str] = {}
         self.on_look: Callable[[], None] = lambda: None
+        self.on_statistics: Callable[[], None] = lambda: None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen()
@@ -73,6 +76,7 @@ class FakeHaproxy:
                 lines.append(f"3 {backend} 1 {server} 127.0.0.1 {states} 2 8 2 0 6 0 0 0 - 80 - 0 0 - - 0")
             return "\n".join([*lines, "", ""])
         if command == "show stat":
+            self.on_statistics()
             rows = ["# pxname,svname,qcur,qmax,scur,smax,"]
             rows += [f"{name.replace('/', ',')},0,0,{it['sessions']},9," for name, it in self.servers.items()]
             return "\n".join([*rows, "model_A,BACKEND,0,0,3,9,", "", ""])
@@ -276,13 +280,24 @@ def test_a_server_that_is_down_is_idle(haproxy: FakeHaproxy) -> None:
     assert (result["failed"], result["changed"]) == (False, True)
 
 
-def test_waiting_has_an_end(haproxy: FakeHaproxy) -> None:
+def test_waiting_has_an_end(haproxy: FakeHaproxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The clock goes on when HAProxy has answered whole: each of its answers has seconds of real time left.
+    now_s = 0.0
+
+    def go_on() -> None:
+        nonlocal now_s
+        now_s += 12.0
+
+    haproxy.on_statistics = go_on
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=time.sleep))
     haproxy.servers["model_A/h1"]["sessions"] = 3
-    result = run(haproxy, backend="model_A", server="h1", state="drain", wait_until="idle", timeout_s=0.2)
-    assert result["msg"] == "not within 0.2 s: idle: model_A/h1 has 3 requests"
+    result = run(haproxy, backend="model_A", server="h1", state="drain", wait_until="idle", timeout_s=30)
+    assert result["msg"] == "not within 30 s: idle: model_A/h1 has 3 requests"
+    assert now_s == 36.0
     haproxy.servers["model_A/h1"].update(op=0)
-    result = run(haproxy, backend="model_A", server="h1", state="ready", wait_until="up", timeout_s=0.2)
-    assert result["msg"] == "not within 0.2 s: up: model_A/h1 is down"
+    result = run(haproxy, backend="model_A", server="h1", state="ready", wait_until="up", timeout_s=30)
+    assert result["msg"] == "not within 30 s: up: model_A/h1 is down"
+    assert now_s == 72.0
 
 
 # -- HAProxy is not as it should be ------------------------------------------------------------------------------

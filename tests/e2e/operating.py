@@ -55,6 +55,8 @@ class Operator:
             modelhost_wheelhouse=str(self.wheels.directory),
             modelhost_packages=str(self.packages),
             haproxy_served_by=True,
+            # A host or balancer that stands still for a second is up. One without power fails at the connection.
+            haproxy_check_timeout_ms=5000,
             max_slowdown=100,  # whoever else uses this machine is no fault of a version
             ansible_pipelining=True,
         )

@@ -143,7 +143,7 @@ def test_power_goes_without_a_goodbye_and_comes_back_with_the_same_disk(fleet: F
     fleet.ssh("h3", ["sh", "-c", "echo kept >/srv/file; logger --tag test before-the-cut; journalctl --sync"])
     start_s = time.monotonic()
     fleet.power_off("h3")
-    assert time.monotonic() - start_s < 5
+    assert time.monotonic() - start_s < 15
     assert not fleet.is_on("h3")
     with pytest.raises(CommandFailed, match=r"No route to host|timed out"):
         fleet.ssh("h3", ["true"])
@@ -161,17 +161,21 @@ def test_traffic_shows_what_became_of_each_request(fleet: Fleet) -> None:
     deadline = time.monotonic() + 30
     while fleet.run_in_controller([sys.executable, "-c", up, uri], check=False).returncode != 0:
         assert time.monotonic() < deadline
-    with Traffic(fleet, [Target(name="served", url=uri, body="{}", rate=100.0, timeout_s=2.0)]) as traffic:
+    with Traffic(fleet, [Target(name="served", url=uri, body="{}", rate=100.0, timeout_s=10.0)]) as traffic:
         traffic.wait_for(lambda request: request.version == "7" and request.host == "h2", "an answer")
         stopped_s = time.monotonic()
         fleet.ssh("h2", ["systemctl", "kill", "--signal=KILL", "served"])
         failed = traffic.wait_for(lambda request: request.status is None, "a failure")
         report = traffic.stop()
-    assert failed.error is not None and failed.sent_s > stopped_s
-    assert not report.between(0, stopped_s).failures, report
+    # One that was on its way when the server was killed has failed by that, whenever it was sent.
+    assert failed.error is not None and failed.done_s > stopped_s
+    assert not [request for request in report.failures if request.done_s < stopped_s], report
     assert {each.error for each in report.failures if each.error} == {each.error for each in report.failures}
+    # None of what was planned was left out, however late it was sent.
+    planned_s = [request.planned_s for request in report.requests]
+    assert len(planned_s) == pytest.approx(1 + 100 * (max(planned_s) - min(planned_s)))
     took_s = report.requests[-1].sent_s - report.requests[0].sent_s
-    assert 90 < len(report.requests) / took_s < 110 or report.lag_s > 0.5, report
+    assert 90 < len(report.requests) / took_s < 110 or report.lag_s > 0.05 * took_s, report
     assert "Cannot connect to host" in str(report) or "ServerDisconnected" in str(report), report
 
 
@@ -210,10 +214,15 @@ def test_a_failing_test_leaves_nothing(image: None) -> None:
 
 def test_a_command_past_its_limit_is_killed_with_all_it_started(fleet: Fleet) -> None:
     script = "echo so far; setsid sleep 1000 & exec setsid --wait sleep 2000"
-    start_s = time.monotonic()
-    with pytest.raises(CommandFailed, match=r"(?s)not done in 0\.5 s: sh -c .*\nso far\n"):
-        fleet.run_in_controller(["sh", "-c", script], limit_s=0.5)
-    assert time.monotonic() - start_s < 10
+    for limit_s in (0.5, 5.0, 20.0):
+        start_s = time.monotonic()
+        with pytest.raises(CommandFailed, match=rf"(?s)not done in {limit_s:g} s: sh -c ") as failure:
+            fleet.run_in_controller(["sh", "-c", script], limit_s=limit_s)
+        assert time.monotonic() - start_s < limit_s + 10
+        # On a busy machine it may not even have begun to speak within the shortest.
+        if "\nso far\n" in str(failure.value):
+            break
+    assert "\nso far\n" in str(failure.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ from cassandra.connection import ConnectionShutdown, DefaultEndPoint
 
 from feature_io.stores.drivers.loop_connection import LoopConnection
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 REQUEST = b"a request;"
 
 
@@ -112,12 +113,15 @@ async def test_timers_of_the_loop_and_of_threads() -> None:
     fired: asyncio.Queue[str] = asyncio.Queue()
     kind.create_timer(0.001, lambda: fired.put_nowait("loop"))
     await asyncio.to_thread(kind.create_timer, 0.002, lambda: fired.put_nowait("thread"))
-    for timer in (
-        kind.create_timer(0.001, lambda: fired.put_nowait("cancelled")),
-        await asyncio.to_thread(kind.create_timer, 0.001, lambda: fired.put_nowait("cancelled")),
-    ):
-        timer.cancel()
+    # The loop makes no turn before they are cancelled: none can fire, however late this thread is.
+    kind.create_timer(0.001, lambda: fired.put_nowait("cancelled")).cancel()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(kind.create_timer, 0.001, lambda: fired.put_nowait("cancelled")).result().cancel()
+    for _ in range(2):
+        await asyncio.sleep(0)
+    # The loop fires timers in the order of their times, and this one's is after all of the others.
+    kind.create_timer(0.005, lambda: fired.put_nowait("last"))
     async with asyncio.timeout(LIMIT_S):
         assert {await fired.get(), await fired.get()} == {"loop", "thread"}
-    await asyncio.sleep(0.005)
+        assert await fired.get() == "last"
     assert fired.empty()

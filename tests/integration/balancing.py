@@ -33,6 +33,9 @@ STOP_LIMIT_S = 10.0
 _WRITTEN: dict[str, dict[str, str]] = {}
 """What the role wrote for some models, hosts and settings, with names in place of ports and directory."""
 
+_NUMBERS = itertools.count()
+"""Of requests, those of all loads."""
+
 
 def program() -> str:
     """HAProxy's path; skips the test where there is none and none must be."""
@@ -131,7 +134,6 @@ class Load:
     body: bytes = b'{"inputs": []}'
     outcomes: list[Outcome] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @contextmanager
     def running(self) -> Iterator[Load]:
@@ -151,7 +153,7 @@ class Load:
         while not self._stop.is_set():
             if connection is None:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=CALL_LIMIT_S)
-            request = f"{self.path}-{next(self._numbers)}"
+            request = f"{self.path}-{next(_NUMBERS)}"
             began_s = time.monotonic()
             try:
                 connection.request("POST", self.path, self.body, {"X-Request-Id": request})
@@ -190,7 +192,9 @@ class Balancer:
         self.models: dict[str, Any] = json.loads(json.dumps(models))
         self.hosts = dict(hosts)
         self.settings: dict[str, Any] = {}
-        self.port, self.statistics_port = self._free_port(), self._free_port()
+        # Bound and never listening: nobody else gets the ports, also while HAProxy does not run. It shares them.
+        self._reservations = [self._reserved(), self._reserved()]
+        self.port, self.statistics_port = (int(one.getsockname()[1]) for one in self._reservations)
         self.socket = directory / "admin.sock"
         self.state_dir = directory / "state"
         self._process: subprocess.Popen[bytes] | None = None
@@ -202,11 +206,12 @@ class Balancer:
             + role % ("configure", "never, configure")
         )
 
-    def _free_port(self) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
+    def _reserved(self) -> socket.socket:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(("127.0.0.1", 0))
+        return made
 
     def __enter__(self) -> Self:
         self._prepare()
@@ -216,7 +221,15 @@ class Balancer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.close()
+
+    def close(self) -> None:
+        """End it for good: its ports are anybody's."""
+        try:
+            self.stop()
+        finally:
+            for reservation in self._reservations:
+                reservation.close()
 
     def _prepare(self) -> None:
         """Put the role's files there, as a first run leaves them. Ansible writes them once for all tests."""

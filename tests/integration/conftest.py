@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Final
 import pytest
 from cassandra_nodes import REQUIRED, CassandraNodes, missing
 from hosts import CHECKOUT, HandHost, RunningHost
-from packages import Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
+from packages import UNHURRIED, Gate, write_fragile, write_gated, write_texts, write_typed, write_variable
 
 LONG: Final = (
     "test_cgroup_v2",
@@ -53,9 +54,15 @@ def bundled() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def everything(bundled: Path) -> Iterator[Path]:
-    """Give a repository of the bundled models and the tests' own."""
+    """Give a repository of the bundled models and the tests' own. None of them is in a hurry, nor is a feature view."""
     repository = Path(tempfile.mkdtemp(prefix="mh-", dir="/tmp"))
     shutil.copytree(bundled, repository, dirs_exist_ok=True)
+    for model in repository.glob("*/*/model.toml"):
+        text, count = re.subn(r"(?m)^timeout_ms = \d+", f"timeout_ms = {UNHURRIED['timeout_ms']}", model.read_text())
+        assert count == 1, model
+        model.write_text(text)
+    views = repository / "features.toml"
+    views.write_text(re.sub(r"(?m)^\[\[views\]\].*$", "[[views]]\ntimeout_ms = 5000", views.read_text()))
     for write in (write_texts, write_typed, write_variable, write_fragile, write_gated):
         write(repository)
     yield repository

@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PATIENCE = float(os.environ.get("PATIENCE", "1"))
 """How much slower than usual this machine may be: a virtual one in a process is."""
 
-START_LIMIT_S = 30.0 * PATIENCE
+START_LIMIT_S = 90.0 * PATIENCE
 STOP_LIMIT_S = 15.0 * PATIENCE
 CALL_LIMIT_S = 15.0 * PATIENCE
 

@@ -35,7 +35,7 @@ from host.protocol.messages import Encoding
 
 CASE_LIMIT_S = 5.0
 CONCURRENT = 48
-TRIES = 4
+TRIES = 8
 TIMEOUT_MS = 1000
 MODEL = """
 import numpy as np

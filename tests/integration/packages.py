@@ -7,8 +7,12 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 Tensor = tuple[str, str, list[int]] | tuple[str, str, list[int], list[str]]
+
+UNHURRIED: Final = {"timeout_ms": 10_000}
+"""Limits of models whose deadline is no subject: on a busy machine a process may stand still for seconds."""
 
 TEXTS = '''
 import numpy as np
@@ -123,6 +127,7 @@ def write_texts(repository: Path) -> Path:
         TEXTS,
         inputs=[("text", "BYTES", [-1, 1])],
         outputs=[("upper", "BYTES", [-1, 1]), ("length", "INT64", [-1, 1])],
+        limits=UNHURRIED,
     )
 
 
@@ -135,10 +140,11 @@ def write_typed(repository: Path) -> Path:
         TYPED,
         inputs=[(name, datatype, [-1, 2]) for name, datatype in specs],
         outputs=[(f"{name}_back", datatype, [-1, 2]) for name, datatype in specs],
+        limits=UNHURRIED,
     )
 
 
-def write_fragile(repository: Path) -> Path:
+def write_fragile(repository: Path, **limits: int) -> Path:
     """The one that misbehaves when told to."""
     return write_package(
         repository,
@@ -147,6 +153,7 @@ def write_fragile(repository: Path) -> Path:
         inputs=[("x", "INT64", [-1, 1])],
         outputs=[("y", "FP64", [-1, 1])],
         processes=1,
+        limits=UNHURRIED | limits,
     )
 
 
@@ -158,7 +165,7 @@ def write_gated(repository: Path, name: str = "gated", **limits: int) -> Path:
         GATED,
         inputs=[("x", "FP64", [-1, 1])],
         outputs=[("y", "FP64", [-1, 1]), ("seen", "INT64", [-1, 1]), ("batch", "INT64", [-1, 1])],
-        limits={"timeout_ms": 10_000, "max_batch_rows": 1, "max_queue": 2} | limits,
+        limits=UNHURRIED | {"max_batch_rows": 1, "max_queue": 2} | limits,
     )
 
 
@@ -214,5 +221,10 @@ class Gate:
 def write_variable(repository: Path) -> Path:
     """Both dimensions vary, so that requests of different widths cannot be joined."""
     return write_package(
-        repository, "variable", TYPED, inputs=[("x", "FP32", [-1, -1])], outputs=[("x_back", "FP32", [-1, -1])]
+        repository,
+        "variable",
+        TYPED,
+        inputs=[("x", "FP32", [-1, -1])],
+        outputs=[("x_back", "FP32", [-1, -1])],
+        limits=UNHURRIED,
     )

@@ -42,9 +42,11 @@ class PrometheusServer:
         """`rules`: the text of a rule file; `targets`: addresses, as `127.0.0.1:8081`."""
         self._binary = program("prometheus")
         self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # Bound and never listening: nobody else gets the port before Prometheus does.
+        self._reservation = socket.socket()
+        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reservation.bind(("127.0.0.1", 0))
+        self.port: int = self._reservation.getsockname()[1]
         (directory / "modelhost.rules.yml").write_text(rules)
         listed = json.dumps([{"targets": list(targets)}])
         (directory / "targets.json").write_text(listed)
@@ -90,6 +92,8 @@ class PrometheusServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        finally:
+            self._reservation.close()
 
     def _is_ready(self) -> bool:
         assert self._process is not None

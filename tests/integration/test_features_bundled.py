@@ -79,28 +79,26 @@ def assert_fetched_is_given(host: RunningHost, rows: dict[str, dict[Key, Row]], 
         assert np.ravel(answer.document["predictions"]).tolist() == fetched
 
 
-def test_from_sqlite_as_make_run_has_it(bundled: Path, make_host: Callable[..., RunningHost]) -> None:
-    features = read_features(bundled / "features.toml")
+def test_from_sqlite_as_make_run_has_it(everything: Path, make_host: Callable[..., RunningHost]) -> None:
+    features = read_features(everything / "features.toml")
     rows = asyncio.run(rows_of(features))
-    host = make_host(bundled, models=[MODEL])
+    host = make_host(everything, models=[MODEL])
     host.start()
     assert_fetched_is_given(host, rows, features)
 
 
 @pytest.mark.parametrize("driver", ["aiocassandra", "acsylla"])
 def test_from_cassandra(
-    bundled: Path, make_host: Callable[..., RunningHost], cassandra: CassandraNodes, tmp_path: Path, driver: str
+    everything: Path, make_host: Callable[..., RunningHost], cassandra: CassandraNodes, tmp_path: Path, driver: str
 ) -> None:
-    rows = asyncio.run(rows_of(read_features(bundled / "features.toml")))
+    rows = asyncio.run(rows_of(read_features(everything / "features.toml")))
     points = json.dumps(list(cassandra.contact_points))
     store = f'kind = "cassandra"\ndriver = "{driver}"\ncontact_points = {points}\nport = {cassandra.port}\n'
-    text = re.sub(r'kind = "sqlite"\npath = .*\n', store, (bundled / "features.toml").read_text())
+    text = re.sub(r'kind = "sqlite"\npath = .*\n', store, (everything / "features.toml").read_text())
     path = tmp_path / "features.toml"
-    path.write_text(
-        re.sub(r"\[\[views\]\].*\n", f'[[views]]\nkeyspace = "bundled_{driver}"\ntimeout_ms = 5000\n', text)
-    )
+    path.write_text(text.replace("[[views]]\n", f'[[views]]\nkeyspace = "bundled_{driver}"\n'))
     features = read_features(path)
     asyncio.run(write(features, rows))
-    host = make_host(bundled, models=[MODEL], settings={"features": path})
+    host = make_host(everything, models=[MODEL], settings={"features": path})
     host.start()
     assert_fetched_is_given(host, rows, features)

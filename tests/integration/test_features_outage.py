@@ -18,7 +18,7 @@ import psutil
 import pytest
 from cassandra_nodes import CassandraNodes
 from delaying_proxy import DelayingProxy
-from features import ECHO, VIEW, ask_for, fill, user_row, write_echo, write_features, write_plain
+from features import ECHO, PATIENT, VIEW, ask_for, fill, user_row, write_echo, write_features, write_plain
 from hosts import PATIENCE, Host, RunningHost, tensors, until
 from packages import write_package
 
@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 HOT: Final = 20
 """Users that are asked for all the time, and so cached."""
-DEADLINE_MS: Final = 2000
-SLACK_S: Final = 1.0
+DEADLINE_MS: Final = 5000
+SLACK_S: Final = 3.0
 """Of a busy machine, beyond the deadline."""
 DELAY_S: Final = 1.0
 """Longer than the view's patience."""
@@ -194,14 +194,14 @@ def assert_in_time(load: Load) -> None:
     assert not late, f"deadline {DEADLINE_MS} ms: {late}"
 
 
-def until_well(load: Load, limit_s: float = 30.0) -> None:
+def until_well(load: Load, limit_s: float = 60.0) -> None:
     """Wait until every client gets what it gets from a healthy store, and nothing else any more."""
     healthy = {"cached": {"cached", "present", "stale"}, "cold": {"missing"}, "strict": {"missing"}, "plain": {"200"}}
 
     def well() -> bool:
         load.forget()
-        until(lambda: len(load.counted()) == len(healthy), "every client gets something", 10)
-        until(lambda: all(sum(counts.values()) >= 2 * HOT for counts in load.counted().values()), "some answers", 10)
+        until(lambda: len(load.counted()) == len(healthy), "every client gets something", 30)
+        until(lambda: all(sum(counts.values()) >= 2 * HOT for counts in load.counted().values()), "some answers", 30)
         return all(set(counts) <= healthy[name] for name, counts in load.counted().items())
 
     until(well, "the store is back", limit_s)
@@ -236,7 +236,7 @@ def test_a_killed_feature_process_under_load(
 ) -> None:
     write_echo(repository)
     write_plain(repository)
-    settings = {"features": write_features(repository), "feature-processes": processes}
+    settings = {"features": write_features(repository, view=PATIENT), "feature-processes": processes}
     host = make_host(repository, settings=settings)
     host.start()
     with Load(host, store=False) as load:

@@ -11,13 +11,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hosts import Answer, RunningHost, parsed_answers, read_answer, tensors, until
-from packages import Gate, write_fragile, write_gated
+from packages import Gate, Visit, write_fragile, write_gated
+
+from host.protocol.counters import FRONT, read_counters
 
 pytestmark = pytest.mark.integration
 
@@ -211,17 +213,21 @@ def test_a_body_of_many_megabytes_is_taken(host: RunningHost) -> None:
 
 
 def test_connection_limit(small: RunningHost) -> None:
-    idle = [small.connect() for _ in range(8)]
-    try:
-        for connection in idle:
-            connection.request("GET", "/v2/health/live")
-            assert read_answer(connection).status == 200
-        refused = small.call("GET", "/v2/health/live")
-        assert refused.error == (503, "OVERLOADED")
-        assert refused.headers["retry-after"].isdigit()
-    finally:
-        for connection in idle:
-            connection.close()
+    def ninth() -> Answer | None:
+        """Its refusal. None if one of the eight was not let in yet, or was closed again, having been idle."""
+        with ExitStack() as eight:
+            for _ in range(8):
+                connection = eight.enter_context(closing(small.connect()))
+                connection.request("GET", "/v2/health/live")
+                if read_answer(connection).status != 200:
+                    return None
+            answer = small.call("GET", "/v2/health/live")
+        return answer if answer.status != 200 else None
+
+    refused = until(ninth, "eight are let in, and no ninth", 30.0)
+    assert refused is not None
+    assert refused.error == (503, "OVERLOADED")
+    assert refused.headers["retry-after"].isdigit()
     until(lambda: small.call("GET", "/v2/health/live").status == 200, "connections are given back")
 
 
@@ -295,15 +301,21 @@ def test_pipelined_requests_are_answered_in_order(host: RunningHost) -> None:
 
 def test_a_slow_body_meets_the_deadline(host: RunningHost) -> None:
     head = post_head(FRAGILE, "Content-Length: 1000", "Request-Timeout-Ms: 150")
-    with socket.create_connection(("127.0.0.1", host.port), timeout=10) as sock:
-        sock.sendall(head + b'{"inp')
-        start = time.monotonic()
-        response = http.client.HTTPResponse(sock)
-        response.begin()
-        answer = Answer(response.status, {"content-type": response.headers["Content-Type"]}, response.read())
-    assert answer.error == (504, "DEADLINE_EXCEEDED")
-    assert "receiving the body (5 bytes so far)" in answer.document["error"]
-    assert 0.1 <= time.monotonic() - start <= 1.0
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", host.port), timeout=10) as sock:
+            start = time.monotonic()
+            sock.sendall(head + b'{"inp')
+            response = http.client.HTTPResponse(sock)
+            response.begin()
+            answer = Answer(response.status, {"content-type": response.headers["Content-Type"]}, response.read())
+        took_s = time.monotonic() - start
+        assert answer.error == (504, "DEADLINE_EXCEEDED")
+        assert "receiving the body (5 bytes so far)" in answer.document["error"]
+        assert took_s >= 0.1
+        # On a busy machine it is tried again.
+        if took_s <= 1.0:
+            break
+    assert took_s <= 1.0
 
 
 def test_a_head_that_never_ends_holds_nobody_up(host: RunningHost) -> None:
@@ -315,14 +327,29 @@ def test_a_head_that_never_ends_holds_nobody_up(host: RunningHost) -> None:
 @pytest.mark.parametrize("after_an_answer", [False, True])
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/texts/infer HTTP/1.1\r\nHos"], ids=["nothing", "half a head"])
 def test_idle_connections_are_closed(small: RunningHost, after_an_answer: bool, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as sock:
-        if after_an_answer:
-            sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+    def took_s() -> float | None:
+        """From the connection to its end. None if that came before everything was sent: this process had no CPU."""
         start = time.monotonic()
-        sock.sendall(sent)
-        assert sock.recv(65536) == b""
-    assert 0.5 <= time.monotonic() - start <= 5.0
+        with socket.create_connection(("127.0.0.1", small.port), timeout=10) as sock:
+            try:
+                if after_an_answer:
+                    sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                    if not (answer := sock.recv(65536)):
+                        return None
+                    assert answer.startswith(b"HTTP/1.1 200 ")
+                    start = time.monotonic()
+                sock.sendall(sent)
+                assert sock.recv(65536) == b""
+            except (BrokenPipeError, ConnectionResetError):
+                return None
+        return time.monotonic() - start
+
+    # On a busy machine it is tried again.
+    tries = [took_s()]
+    while (tries[-1] is None or not 0.5 <= tries[-1] <= 5.0) and len(tries) < 5:
+        tries.append(took_s())
+    assert tries[-1] is not None
+    assert 0.5 <= tries[-1] <= 5.0, tries
 
 
 def test_two_fronts_share_a_port(everything: Path, make_host: Callable[..., RunningHost]) -> None:
@@ -362,26 +389,38 @@ def test_one_millisecond(host: RunningHost, gate: Gate) -> None:
 
 
 def test_504_in_time_and_says_where(host: RunningHost, gate: Gate) -> None:
-    start = time.monotonic()
-    running = host.send("POST", "/v2/models/gated/infer", gated(1), {"Request-Timeout-Ms": "400"})
-    visit = gate.entered()
+    def stands() -> tuple[float, http.client.HTTPConnection, Visit] | None:
+        """One that runs. None if it was late before it did, on a busy machine: then its answer says so."""
+        start = time.monotonic()
+        running = host.send("POST", "/v2/models/gated/infer", gated(1), {"Request-Timeout-Ms": "2000"})
+        try:
+            return start, running, gate.entered(5.0)
+        except TimeoutError:
+            assert read_answer(running).error == (504, "DEADLINE_EXCEEDED")
+            return None
+
+    standing = until(stands, "it runs", 30.0)
+    assert standing is not None
+    start, running, visit = standing
     # One waits in the worker, ahead; two wait in the front.
+    sent = time.monotonic()
     waiting = [
-        host.send("POST", "/v2/models/gated/infer", gated(value), {"Request-Timeout-Ms": "200"}) for value in (2, 3, 4)
+        host.send("POST", "/v2/models/gated/infer", gated(value), {"Request-Timeout-Ms": "1000"}) for value in (2, 3, 4)
     ]
     said = []
     for connection in waiting:
         answer = read_answer(connection)
         assert answer.error == (504, "DEADLINE_EXCEEDED")
         said.append(answer.document["error"])
-    assert 0.15 <= time.monotonic() - start <= 1.0
+    # Far from the model's own ten seconds.
+    assert 0.95 <= time.monotonic() - sent <= 8.0
     assert sorted(said) == [
         "deadline passed while waiting for the worker",
         *["deadline passed while waiting in the queue"] * 2,
     ]
     answer = read_answer(running)
     assert answer.error == (504, "DEADLINE_EXCEEDED")
-    assert 0.35 <= time.monotonic() - start <= 1.2
+    assert 1.95 <= time.monotonic() - start <= 8.0
     before = outputs_after(host, gate, visit, 5.0)
     assert before["y"] == [10.0]
     # What was late was not run: of the four only the first was, and then this one.
@@ -443,23 +482,29 @@ def test_a_client_that_leaves_takes_its_work_along(host: RunningHost, gate: Gate
     leaving.remove(refused)
     assert read_answer(refused).error == (503, "QUEUE_FULL")
     # The queue is full, so all three are known to the host: one is ahead in the worker, two wait.
+    before = cancelled(host)
     for connection in leaving:
         connection.close()
-
-    def accepted(value: float) -> http.client.HTTPConnection | None:
-        connection = host.send("POST", "/v2/models/gated/infer", gated(value))
-        readable, _, _ = select.select([connection.sock], [], [], 0.1)
-        if readable:
-            assert read_answer(connection).error == (503, "QUEUE_FULL")
-            return None
-        return connection
-
-    staying = [until(lambda value=value: accepted(value), "the leaver's place is free") for value in (6.0, 7.0)]
+    until(lambda: cancelled(host) == before + 3, "the front has noticed that they left")
+    # Two have the leavers' places; that a third has none says that they are there.
+    staying = {value: host.send("POST", "/v2/models/gated/infer", gated(value)) for value in (6.0, 7.0, 8.0)}
+    refused = answered(list(staying.values()))
+    assert read_answer(refused).error == (503, "QUEUE_FULL")
+    staying = {value: connection for value, connection in staying.items() if connection is not refused}
     visit.let_through()
     ahead, *others = [following(gate) for _ in range(3)]
     assert ahead in {(2.0,), (3.0,), (4.0,), (5.0,)}
-    assert sorted(others) == [(6.0,), (7.0,)]
-    assert [outputs(read_answer(connection))["y"] for connection in (first, *staying)] == [[2.0], [12.0], [14.0]]
+    assert sorted(others) == [(value,) for value in staying]
+    assert outputs(read_answer(first))["y"] == [2.0]
+    assert {value: outputs(read_answer(one))["y"] for value, one in staying.items()} == {
+        value: [2.0 * value] for value in staying
+    }
+
+
+def cancelled(host: RunningHost) -> int:
+    """How many requests of the gated model were given up because their clients were gone."""
+    counted = read_counters(host.run_dir.counters, pytest.fail)
+    return sum(one.values["cancelled"] for one in counted if (one.kind, one.group) == (FRONT.kind, "gated.v1"))
 
 
 def following(gate: Gate) -> tuple[float, ...]:

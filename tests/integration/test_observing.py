@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from clients import off_loop
 from hosts import HandHost, tensors
-from packages import Gate, write_gated, write_package
+from packages import UNHURRIED, Gate, write_gated, write_package
 
 from host.control.observe import Observation, Reading, observe
 from host.control.probe import WorkerProbe
@@ -38,6 +38,8 @@ class Model:
         return {"worked_s": np.full((1, 1), self.worked_s)}
 """
 PREDICT_S = 0.02
+READ_LIMIT_S = 10.0
+TRIES = 5
 
 
 @asynccontextmanager
@@ -60,7 +62,7 @@ async def test_busy_share_is_that_of_the_model(repository: Path, make_hand_host:
         STEADY,
         inputs=[("x", "INT64", [-1, 1])],
         outputs=[("worked_s", "FP64", [-1, 1])],
-        limits={"max_batch_rows": 1},
+        limits=UNHURRIED | {"max_batch_rows": 1},
     )
     host = make_hand_host(repository)
     host.start_worker("steady")
@@ -74,27 +76,38 @@ async def test_busy_share_is_that_of_the_model(repository: Path, make_hand_host:
                 return float((await response.json())["outputs"][0]["data"][0])
 
         async def look(before: dict[str, Reading]) -> tuple[Observation, dict[str, Reading]]:
-            return observe(before, await probe.read(["steady.v1:0"], 1.0), wanted=1)
+            return observe(before, await probe.read(["steady.v1:0"], READ_LIMIT_S), wanted=1)
 
-        _, before = await look({})
-        for every_s in (0.1, 0.04, PREDICT_S):
-            earlier_s, requests = await ask(), 1
-            _, before = await look(before)
+        async def compare(every_s: float) -> tuple[Observation, float, float]:
+            """Ask for two seconds; give what was seen, and by the model's own clock its share and its mean time."""
+            earlier_s, requests, waited_s = await ask(), 0, 0.0
+            _, before = await look({})
             begin_s = next_s = time.monotonic()
             while next_s < begin_s + 2.0:
                 await asyncio.sleep(next_s - time.monotonic())
+                asked_s = time.monotonic()
                 worked_s = await ask()
+                waited_s += time.monotonic() - asked_s
                 requests += 1
                 next_s = max(next_s + every_s, time.monotonic())
             await asyncio.sleep(next_s - time.monotonic())
             took_s = time.monotonic() - begin_s
-            seen, before = await look(before)
-            share = (worked_s - earlier_s) / took_s
+            seen, _ = await look(before)
+            model_s = worked_s - earlier_s
+            assert (seen.ready, seen.requests) == (1, requests)
+            # A request waits before its batch and not in it: no longer than its client did beyond what the model took.
+            assert seen.queue_wait_s <= (waited_s - model_s) / requests
+            return seen, model_s / took_s, model_s / requests
+
+        for every_s in (0.1, 0.04, PREDICT_S):
+            for _ in range(TRIES):
+                seen, share, predict_s = await compare(every_s)
+                # Where the worker stood still beside the model, it was busy longer than the model was.
+                if share > 0.1 and (seen.busy, seen.batch_s) == pytest.approx((share, predict_s), rel=0.1):
+                    break
             assert share > 0.1
             assert seen.busy == pytest.approx(share, rel=0.1)
-            assert seen.batch_s == pytest.approx(PREDICT_S, rel=0.5)
-            assert (seen.ready, seen.requests) == (1, requests - 1)
-            assert seen.queue_wait_s < PREDICT_S
+            assert seen.batch_s == pytest.approx(predict_s, rel=0.1)
 
 
 async def test_a_worker_in_a_batch_is_silent_and_counted_as_busy(
@@ -106,18 +119,20 @@ async def test_a_worker_in_a_batch_is_silent_and_counted_as_busy(
     host.start_front()
     programs = ["gated.v1:0"]
     async with probed(host, programs[0]) as probe:
-        _, first = observe({}, await probe.read(programs, 1.0), wanted=1)
         begin_s = time.monotonic()
+        _, first = observe({}, await probe.read(programs, READ_LIMIT_S), wanted=1)
         asking = asyncio.create_task(asyncio.to_thread(host.infer, "gated", tensors(x=("FP64", [1, 1], [1.0]))))
         await asyncio.to_thread(gate.entered)
+        entered_s = time.monotonic()
         seen, kept = observe(first, await probe.read(programs, 0.3), wanted=1)
         assert (seen.ready, seen.busy, seen.requests) == (1, 1.0, 0)
-        waited_s = time.monotonic() - begin_s
+        waited_s = time.monotonic() - entered_s
         gate.remove()
         assert (await asking).status == 200
-        readings = await probe.read(programs, 1.0)
+        readings = await probe.read(programs, READ_LIMIT_S)
         took_s = time.monotonic() - begin_s
         seen, _ = observe(kept, readings, wanted=1)
         assert seen.requests == 1
-        assert seen.busy == pytest.approx(waited_s / took_s, abs=0.3)
-        assert seen.batch_s >= 0.3
+        # It was in the batch at least while it stood at the gate, which is most of the time on a quiet machine.
+        assert waited_s / took_s <= seen.busy <= 1.0
+        assert 0.29 <= waited_s <= seen.batch_s <= took_s

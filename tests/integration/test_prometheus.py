@@ -78,6 +78,7 @@ def flooded(host: Host, model: str, clients: int = 12) -> Iterator[None]:
             thread.join(30)
 
 
+@pytest.mark.timeout(900)  # more than all of its limits that can come together
 def test_the_rules_fire(repository: Path, make_host: Callable[..., RunningHost], tmp_path: Path) -> None:
     write_probing(repository, resources={"memory": "150MiB"})
     write_plain(repository)
@@ -96,8 +97,12 @@ def test_the_rules_fire(repository: Path, make_host: Callable[..., RunningHost],
 
         # 1. all is well
         until(lambda: prometheus.query("modelhost_ready == 1"), "the host is scraped and ready", FIRES_S)
-        [target] = prometheus.targets()
-        assert (target["health"], target["lastError"]) == ("up", "")
+
+        def is_up() -> bool:
+            [target] = prometheus.targets()
+            return (target["health"], target["lastError"]) == ("up", "")
+
+        until(is_up, "a scrape succeeds", FIRES_S)
         until(lambda: not prometheus.firing(), "nothing fires", FIRES_S)
 
         # 2. model not ready

