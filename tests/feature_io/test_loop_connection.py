@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -106,6 +107,42 @@ async def test_a_connection_closed_by_a_thread_is_let_go_of_on_the_loop() -> Non
         connection.close()
         await asyncio.sleep(0)
         assert connection._socket.fileno() == -1
+
+
+async def test_all_that_are_open_are_closed_at_the_end_and_so_is_what_comes_later() -> None:
+    async with connected() as (connection, server):
+        answer = waiting(connection)
+        await asyncio.to_thread(type(connection).end_all)
+        assert isinstance(await answer, ConnectionShutdown)
+        assert await server.reader.read() == b""
+        other = Server()
+        listener = await asyncio.start_server(other.accept, "127.0.0.1", 0)
+        late = DefaultEndPoint("127.0.0.1", listener.sockets[0].getsockname()[1])
+        with pytest.raises(ConnectionShutdown, match="after the cluster was shut down"):
+            await asyncio.to_thread(type(connection), late, connect_timeout=LIMIT_S)
+        async with asyncio.timeout(LIMIT_S):
+            await other.connected.wait()
+            assert await other.reader.read() == b""
+        other.writer.close()
+        listener.close()
+        await listener.wait_closed()
+
+
+def test_one_that_outlives_its_loop_lets_go_of_its_socket() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    endpoint = DefaultEndPoint(*listener.getsockname())
+
+    async def open_one() -> Any:
+        kind = LoopConnection.on_loop(asyncio.get_running_loop())
+        return await asyncio.to_thread(kind, endpoint, connect_timeout=LIMIT_S)
+
+    with listener:
+        left = asyncio.run(open_one())
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(left.close).result()
+            assert left._socket.fileno() == -1
+            with pytest.raises(RuntimeError, match="closed"):
+                threads.submit(type(left), endpoint, connect_timeout=LIMIT_S).result()
 
 
 async def test_timers_of_the_loop_and_of_threads() -> None:

@@ -27,7 +27,6 @@ from aiocassandra import aiosession
 from cassandra import ConsistencyLevel, ProtocolVersion, RequestValidationException
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, Session
-from cassandra.connection import Connection
 from cassandra.policies import (
     ConstantSpeculativeExecutionPolicy,
     DCAwareRoundRobinPolicy,
@@ -113,7 +112,7 @@ class AiocassandraDriver:
         if blocking is None:
             return
         # Behind whatever the thread still does: an opening that was given up is closed before.
-        last = blocking.submit(session.cluster.shutdown if session is not None else lambda: None)
+        last = blocking.submit(shut_down, session.cluster) if session is not None else blocking.submit(lambda: None)
         closed, _ = await asyncio.wait({asyncio.wrap_future(last)}, timeout=CLOSE_LIMIT_S)
         if not closed or (error := closed.pop().exception()) is not None:
             logger.warning("the driver did not close: %r", error if last.done() else f"{CLOSE_LIMIT_S:.0f} s are over")
@@ -199,14 +198,22 @@ def mapped(error: Exception) -> Unanswered | Refused:
 
 
 # -- what blocks: in a thread ---------------------------------------------------------------------------------------
-def open_session(config: CassandraStore, timeout_s: float, connection_class: type[Connection]) -> Session:
+def open_session(config: CassandraStore, timeout_s: float, connection_class: type[LoopConnection]) -> Session:
     """Resolve the contact points and connect to the first that answers. Raises whatever the driver does."""
     cluster = Cluster(**cluster_arguments(config, timeout_s), connection_class=connection_class)
     try:
         return cluster.connect()
     except BaseException:
-        cluster.shutdown()
+        shut_down(cluster)
         raise
+
+
+def shut_down(cluster: Cluster) -> None:
+    """Shut a cluster down, and close the connections that it forgets: those of pools that it was about to make."""
+    try:
+        cluster.shutdown()
+    finally:
+        cluster.connection_class.end_all()
 
 
 def cluster_arguments(config: CassandraStore, timeout_s: float) -> dict[str, Any]:
@@ -263,5 +270,4 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 def _shut_down(opening: Future[Session]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        shut_down: Callable[[], None] = opening.result().cluster.shutdown
-        shut_down()
+        shut_down(opening.result().cluster)

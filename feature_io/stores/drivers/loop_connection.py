@@ -3,6 +3,9 @@
 With a thread of its own (libev) the driver and the loop hand one interpreter's lock back and forth, twice for each read
 (docs/adr/0020). A class of connection is the driver's way to choose; connecting, negotiating and closing still run in
 its threads, and so does what they send: that is handed over.
+
+The driver forgets connections that it makes while it is shut down. So a class knows those of its own that are open, and
+`end_all` lets go of them.
 """
 
 from __future__ import annotations
@@ -23,12 +26,19 @@ class LoopConnection(Connection):  # type: ignore[misc]
 
     loop: ClassVar[asyncio.AbstractEventLoop]
     loop_thread: ClassVar[int]
+    ours: ClassVar[_Open]
     is_closed: bool
 
     @classmethod
     def on_loop(cls, loop: asyncio.AbstractEventLoop) -> type[LoopConnection]:
         """The class for connections on the running loop, which is the one given."""
-        return type(cls.__name__, (cls,), {"loop": loop, "loop_thread": threading.get_ident()})
+        return type(cls.__name__, (cls,), {"loop": loop, "loop_thread": threading.get_ident(), "ours": _Open()})
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Close what is open, and whatever is opened from now on. By any thread."""
+        for connection in cls.ours.end():
+            connection.close()
 
     @classmethod
     def create_timer(cls, timeout: float, callback: Callable[[], None]) -> asyncio.TimerHandle | _DistantTimer:
@@ -47,9 +57,16 @@ class LoopConnection(Connection):  # type: ignore[misc]
         """What the socket did not take."""
         self._flushes = False
         self._connect_socket()
-        self._socket.setblocking(False)
-        self.loop.call_soon_threadsafe(self._begin)
-        self._send_options_message()
+        try:
+            self._socket.setblocking(False)
+            if not self.ours.add(self):
+                raise ConnectionShutdown(f"Connection to {self.endpoint} came after the cluster was shut down")
+            self.loop.call_soon_threadsafe(self._begin)
+            self._send_options_message()
+        except BaseException:
+            self.ours.discard(self)
+            self._socket.close()
+            raise
 
     def push(self, data: bytes) -> None:
         """Send; everything of one turn of the loop goes out together."""
@@ -67,10 +84,18 @@ class LoopConnection(Connection):  # type: ignore[misc]
         if threading.get_ident() == self.loop_thread:
             self._end()
         else:
-            self.loop.call_soon_threadsafe(self._end)
+            try:
+                self.loop.call_soon_threadsafe(self._end)
+            except RuntimeError:  # the loop is closed, and looks at no socket
+                self._let_go()
         if not self.is_defunct:
             self.error_all_requests(ConnectionShutdown(f"Connection to {self.endpoint} was closed"))
             self.connected_event.set()
+
+    def _let_go(self) -> None:
+        self.ours.discard(self)
+        self._socket.close()
+        self._outgoing.clear()
 
     # -- on the loop ------------------------------------------------------------------------------------------
     def _begin(self) -> None:
@@ -82,8 +107,7 @@ class LoopConnection(Connection):  # type: ignore[misc]
         if descriptor >= 0:
             self.loop.remove_reader(descriptor)
             self.loop.remove_writer(descriptor)
-            self._socket.close()
-        self._outgoing.clear()
+        self._let_go()
 
     def _enqueue(self, data: bytes) -> None:
         self._outgoing.append(data)
@@ -142,6 +166,34 @@ class LoopConnection(Connection):  # type: ignore[misc]
         elif self._unsent and isinstance(self._socket, ssl.SSLSocket):
             self._send()
             self._flush()
+
+
+class _Open:
+    """The connections of a class that are open. For all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: set[LoopConnection] = set()
+        self._is_over = False
+
+    def add(self, connection: LoopConnection) -> bool:
+        """Take one more; False if it comes too late."""
+        with self._lock:
+            if self._is_over:
+                return False
+            self._connections.add(connection)
+            return True
+
+    def discard(self, connection: LoopConnection) -> None:
+        """It is open no more."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def end(self) -> list[LoopConnection]:
+        """Those that are open; from now on none is taken."""
+        with self._lock:
+            self._is_over = True
+            return list(self._connections)
 
 
 class _DistantTimer:
