@@ -27,9 +27,9 @@ import msgspec
 from host.config.deployment import DeployedModel
 from host.control.observe import Observation
 
-LOOK_S: Final = 1.0
-"""Between two looks. Kubernetes looks every 15 s, because its metrics come from far; a worker here is asked over a
-socket."""
+LOOK_S: Final = 0.5
+"""From one look to the next. Kubernetes looks every 15 s, because its metrics come from far; a worker here is asked
+over a socket."""
 
 READ_TIMEOUT_S: Final = 0.5
 """A worker that has not answered by then is in a batch: busy."""
@@ -44,19 +44,23 @@ DOWN_SHARE: Final = 0.6
 QUEUE_WAIT_SHARE: Final = 0.25
 """Of the model's `timeout_ms`: requests that wait longer than this have no room for a slow batch."""
 
-SMOOTHING_S: Final = 1.2
-"""Time constant of the average of load: two to three looks make a step from nothing to all plain."""
+SMOOTHING_S: Final = 1.0
+"""Time constant of the average of load: 1.6 s make a step from nothing to all plain."""
 
-SMOOTHING_BATCHES: Final = 5.0
-"""And at least the time of so many batches: of a model whose batches take seconds, a single look only says whether one
-ran just then."""
+SMOOTHING_REQUESTS: Final = 6.0
+"""And at least so many times what one request keeps a worker busy: of a model that takes seconds, a single look only
+says whether it ran just then. Not the time of a batch, which grows with what has queued (docs/adr/0025)."""
+
+SETTLE_S: Final = 1.75
+"""From when workers have come until more are asked for: what was queued up until then keeps all busy."""
 
 STABILISATION_S: Final = 60.0
 """Knative's stable window (knative.dev/docs/serving/autoscaling/kpa-specific). Kubernetes waits 300 s before a step
 down, because a pod comes back in tens of seconds; a worker does in one or two."""
 
-STABILISATION_BATCHES: Final = 200.0
-"""And at least the time of so many batches: chance alone brings several requests of a slow model together."""
+STABILISATION_REQUESTS: Final = 200.0
+"""And at least so many times what one request keeps a worker busy: chance alone brings several requests of a slow model
+together."""
 
 COOL_DOWN_S: Final = 30.0
 """From any change to a step down: a load that ebbs away takes processes with it in a few steps, not one each second.
@@ -112,12 +116,12 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """When the last look was."""
     load: float = 0.0
     """Processes kept busy, averaged."""
-    batch_s: float = 0.0
-    """Mean time of a batch, when there was one last."""
+    request_s: float = 0.0
+    """Mean time for which a request keeps a worker busy, when there was one last."""
     ready: int = 0
     """Workers of the last look."""
-    newcomers: bool = False
-    """Workers have come since the last look: what was queued up until then keeps all busy."""
+    grown_s: float = -math.inf
+    """When a look saw more workers than the one before."""
     needs: tuple[Need, ...] = ()
     """Of the stabilisation window, the largest first; those that a later and larger one outdoes are left out."""
     changed_s: float = -math.inf
@@ -138,7 +142,7 @@ class Decision(NamedTuple):
 def decide(policy: Policy, state: State, seen: Observation, now_s: float) -> Decision:
     """Say how many processes are wanted. `now_s`: of a clock that never goes back."""
     state = _with_load(policy, state, seen, now_s)
-    more, why = _upwards(policy, state, seen)
+    more, why = _upwards(policy, state, seen, now_s)
     state = _with_need(policy, state, seen, max(more, _needed(policy, state, seen, now_s)), now_s)
     wanted = more
     if more <= seen.wanted:
@@ -153,27 +157,27 @@ def decide(policy: Policy, state: State, seen: Observation, now_s: float) -> Dec
 
 def _with_load(policy: Policy, state: State, seen: Observation, now_s: float) -> State:
     load = seen.ready * seen.busy
-    batch_s = seen.batch_s or state.batch_s
+    request_s = seen.request_s or state.request_s
     if state.seen_s != -math.inf:
-        keep = math.exp((state.seen_s - now_s) / max(policy.smoothing_s, SMOOTHING_BATCHES * batch_s))
+        keep = math.exp((state.seen_s - now_s) / max(policy.smoothing_s, SMOOTHING_REQUESTS * request_s))
         load = keep * state.load + (1.0 - keep) * load
     asked = seen.requests or seen.unserved or load > _NOBODYS_NEED or state.requested_s == -math.inf
     return msgspec.structs.replace(
         state,
         seen_s=now_s,
         load=load,
-        batch_s=batch_s,
+        request_s=request_s,
         ready=seen.ready,
-        newcomers=seen.ready > state.ready > 0,
+        grown_s=now_s if seen.ready > state.ready > 0 else state.grown_s,
         requested_s=now_s if asked else state.requested_s,
     )
 
 
-def _upwards(policy: Policy, state: State, seen: Observation) -> tuple[int, str]:
+def _upwards(policy: Policy, state: State, seen: Observation, now_s: float) -> tuple[int, str]:
     """As many as the load asks for at once; it is more than are wanted already, or 0."""
     if not seen.wanted:
         return (1, "a request came") if seen.unserved else (0, "")
-    if state.newcomers:
+    if now_s - state.grown_s < SETTLE_S:
         return 0, ""
     need, why = 0, ""
     if seen.ready and state.load > policy.up_share * seen.ready:
@@ -200,7 +204,7 @@ def _needed(policy: Policy, state: State, seen: Observation, now_s: float) -> in
 
 
 def _with_need(policy: Policy, state: State, seen: Observation, need: int, now_s: float) -> State:
-    oldest_s = now_s - max(policy.stabilisation_s, STABILISATION_BATCHES * state.batch_s)
+    oldest_s = now_s - max(policy.stabilisation_s, STABILISATION_REQUESTS * state.request_s)
     # The first look knows nothing of the time before it.
     needs = state.needs or (Need(now_s, seen.wanted),)
     kept = [one for one in needs if one.at_s >= oldest_s and one.processes > need]

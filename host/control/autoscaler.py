@@ -1,4 +1,4 @@
-"""Looks at the load of scaled models once a second, has `autoscale` decide, and tells the reconciler. A thin shell."""
+"""Looks at the load of scaled models twice a second, has `autoscale` decide, and tells the reconciler. A thin shell."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ class Autoscaler:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        pause_s = LOOK_S
+        every_s, begun_s = LOOK_S, self._clock()
         while True:
-            await asyncio.sleep(pause_s)
-            models = [model for model in self._reconciler.served if model.autoscaled]
-            pause_s = LOOK_S if all(model.processes for model in models) else LOOK_AT_ZERO_S
+            # A look that waits for workers does not put off the next one.
+            await asyncio.sleep(max(0.0, begun_s + every_s - self._clock()))
+            begun_s = self._clock()
+            models = self._reconciler.scaled
+            every_s = LOOK_S if all(model.processes for model in models) else LOOK_AT_ZERO_S
             if models:
                 try:
                     await self._look(models)

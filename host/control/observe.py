@@ -37,8 +37,6 @@ class WorkerCounters(msgspec.Struct, frozen=True, kw_only=True):
     """Of its life, so far."""
     at_ns: Count
     """CLOCK_MONOTONIC, when it was asked."""
-    execution_count: Count = 0
-    """Batches."""
     inference_stats: StageCounters = StageCounters()
 
     @property
@@ -125,8 +123,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Mean share of the time in which they were not idle, from 0 to 1."""
     queue_wait_s: float = 0.0
     """Mean time from the front's receipt of a request to the start of its batch."""
-    batch_s: float = 0.0
-    """Mean time of a batch; 0: none ended."""
+    request_s: float = 0.0
+    """Mean time for which a request keeps a worker busy, its share of a batch; 0: none was answered."""
     requests: int = 0
     """Answered by workers."""
     unserved: int = 0
@@ -142,7 +140,7 @@ def observe(
     time, or whose process is another than before, is left out until the next look.
     """
     shares: list[float] = []
-    busy_ns = batches = requests = waits = waited_ns = 0
+    busy_ns = requests = waits = waited_ns = 0
     kept: dict[str, Reading] = {}
     for program, reading in now.items():
         earlier = before.get(program)
@@ -163,7 +161,6 @@ def observe(
             continue
         shares.append(min(1.0, worked_ns / wall_ns))
         busy_ns += worked_ns
-        batches += max(0, new.execution_count - old.execution_count)
         requests += max(0, new.requests - old.requests)
         waits += max(0, new.inference_stats.queue.count - old.inference_stats.queue.count)
         waited_ns += max(0, new.inference_stats.queue.ns - old.inference_stats.queue.ns)
@@ -172,7 +169,7 @@ def observe(
         ready=len(shares),
         busy=sum(shares) / len(shares) if shares else 0.0,
         queue_wait_s=waited_ns / waits / _NS_PER_S if waits else 0.0,
-        batch_s=busy_ns / batches / _NS_PER_S if batches else 0.0,
+        request_s=busy_ns / requests / _NS_PER_S if requests else 0.0,
         requests=requests,
         unserved=unserved,
     )

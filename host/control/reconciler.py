@@ -117,6 +117,12 @@ class Reconciler:
         return self._routed.models
 
     @property
+    def scaled(self) -> list[DeployedModel]:
+        """Those served whose number follows their load, each with the number that `scale` was told last."""
+        models = with_scale(self._routed, self._routed, self.memory.scaled).models
+        return [model for model in models if model.autoscaled]
+
+    @property
     def features(self) -> Features:
         """The host's features."""
         return self._routed.features

@@ -103,11 +103,11 @@ async def test_busy_share_is_that_of_the_model(repository: Path, make_hand_host:
             for _ in range(TRIES):
                 seen, share, predict_s = await compare(every_s)
                 # Where the worker stood still beside the model, it was busy longer than the model was.
-                if share > 0.1 and (seen.busy, seen.batch_s) == pytest.approx((share, predict_s), rel=0.1):
+                if share > 0.1 and (seen.busy, seen.request_s) == pytest.approx((share, predict_s), rel=0.1):
                     break
             assert share > 0.1
             assert seen.busy == pytest.approx(share, rel=0.1)
-            assert seen.batch_s == pytest.approx(predict_s, rel=0.1)
+            assert seen.request_s == pytest.approx(predict_s, rel=0.1)
 
 
 async def test_a_worker_in_a_batch_is_silent_and_counted_as_busy(
@@ -135,4 +135,4 @@ async def test_a_worker_in_a_batch_is_silent_and_counted_as_busy(
         assert seen.requests == 1
         # It was in the batch at least while it stood at the gate, which is most of the time on a quiet machine.
         assert waited_s / took_s <= seen.busy <= 1.0
-        assert 0.29 <= waited_s <= seen.batch_s <= took_s
+        assert 0.29 <= waited_s <= seen.request_s <= took_s

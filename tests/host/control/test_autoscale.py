@@ -20,7 +20,7 @@ ZERO = Policy(min_processes=0, max_processes=8, queue_wait_max_s=0.25)
 
 def seen(wanted: int, busy: float = 0.0, ready: int | None = None, **more: float) -> Observation:
     ready = wanted if ready is None else ready
-    more = {"requests": int(busy > 0), "batch_s": 0.02} | more
+    more = {"requests": int(busy > 0), "request_s": 0.02} | more
     return Observation(wanted=wanted, ready=ready, busy=busy, **more)  # type: ignore[arg-type]
 
 
@@ -58,10 +58,10 @@ def test_those_that_load_count() -> None:
     assert looks(POLICY, seen(5, 1.0, ready=4)).wanted == 6
 
 
-def test_newcomers_are_given_a_look_to_work_off_what_is_queued() -> None:
+def test_newcomers_are_given_time_to_work_off_what_is_queued() -> None:
     busy = [seen(2, 1.0, ready=1), seen(2, 1.0, ready=2)]
-    assert looks(POLICY, *busy).wanted == 2
-    assert looks(POLICY, *busy, seen(2, 1.0)).wanted == 3
+    assert looks(POLICY, *busy, seen(2, 1.0)).wanted == 2
+    assert looks(POLICY, *busy, seen(2, 1.0), seen(2, 1.0)).wanted == 3
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_never_more_than_the_bound() -> None:
     assert (decision.wanted, decision.why) == (8, "1 to 8 are allowed")
 
 
-def test_a_model_whose_batches_take_seconds_is_judged_over_a_longer_time() -> None:
-    idle = [seen(1, 0.0, batch_s=2.0)] * 30
-    assert looks(POLICY, *idle, *[seen(1, 1.0, batch_s=0.0)] * 3).wanted == 1
-    assert looks(POLICY, *idle, *[seen(1, 1.0, batch_s=0.0)] * 20).wanted == 2
+def test_a_model_whose_requests_take_seconds_is_judged_over_a_longer_time() -> None:
+    idle = [seen(1, 0.0, request_s=2.0)] * 30
+    assert looks(POLICY, *idle, *[seen(1, 1.0, request_s=0.0)] * 3).wanted == 1
+    assert looks(POLICY, *idle, *[seen(1, 1.0, request_s=0.0)] * 20).wanted == 2
 
 
 # -- down -------------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ observations = st.builds(
     ready=st.integers(0, 10),
     busy=st.floats(0.0, 1.0),
     queue_wait_s=st.floats(0.0, 2.0),
-    batch_s=st.sampled_from([0.0, 0.001, 0.5, 5.0]),
+    request_s=st.sampled_from([0.0, 0.001, 0.5, 5.0]),
     requests=st.integers(0, 3),
     unserved=st.integers(0, 3),
 )

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.control.autoscale import LOOK_S, Policy, State, decide
-from host.control.observe import Observation
+from host.control.autoscale import LOOK_S, READ_TIMEOUT_S, Policy, State, decide
+from host.control.observe import Reading, StageCounter, StageCounters, WorkerCounters, observe
 
 # ruff: noqa: S311 - chance that repeats is what is wanted
 LOAD_S = 2.0
@@ -22,6 +23,7 @@ LOAD_S = 2.0
 
 TEN_MINUTES_S = 600.0
 MINUTE_S = 60.0
+_NS_PER_S = 1_000_000_000
 
 Load = Callable[[float], float]
 """Work offered at a time, in processes kept busy."""
@@ -33,26 +35,54 @@ def policy(least: int = 1, most: int = 8, timeout_s: float = 1.0, **changes: flo
 
 @dataclass(slots=True)
 class Process:
-    """Runs one request at a time."""
+    """A worker: runs one batch at a time, and answers control between two of them."""
 
     ready_s: float
     free_s: float = 0.0
-    runs: deque[tuple[float, float]] = field(default_factory=deque)
-    """From when to when it was busy, of the last look and after."""
+    """When its last batch ends."""
+    begun_s: float = 0.0
+    """When its last batch began."""
+    done: list[tuple[float, WorkerCounters]] = field(
+        default_factory=lambda: [(-1.0, WorkerCounters(busy_ns=0, at_ns=0))]
+    )
+    """Its counters, as they are from the end of its last batches on."""
 
-    def busy_s(self, begin_s: float, end_s: float) -> float:
-        while self.runs and self.runs[0][1] <= begin_s:
-            self.runs.popleft()
-        return sum(max(0.0, min(end, end_s) - max(begin, begin_s)) for begin, end in self.runs)
+    def run(self, begin_s: float, service_s: float, waits_s: list[float]) -> None:
+        busy_s = service_s * len(waits_s)
+        self.begun_s, self.free_s = begin_s, begin_s + busy_s
+        was = self.done[-1][1]
+        stages, waited_ns = was.inference_stats, int(sum(waits_s) * _NS_PER_S)
+        counted = WorkerCounters(
+            busy_ns=was.busy_ns + int(busy_s * _NS_PER_S),
+            at_ns=0,
+            inference_stats=StageCounters(
+                success=StageCounter(stages.success.count + len(waits_s), 0),
+                queue=StageCounter(stages.queue.count + len(waits_s), stages.queue.ns + waited_ns),
+            ),
+        )
+        self.done = [self.done[-1], (self.free_s, counted)]
+
+    def answers_s(self, asked_s: float) -> float:
+        """When it answers who asks it then: at once, or at the end of its batch."""
+        return self.free_s if self.begun_s <= asked_s < self.free_s else asked_s
+
+    def reading(self, asked_s: float) -> Reading:
+        at_s = self.answers_s(asked_s)
+        if at_s > asked_s + READ_TIMEOUT_S:
+            return Reading(pid=id(self))
+        counters = next(counters for end_s, counters in reversed(self.done) if end_s <= at_s)
+        return Reading(pid=id(self), counters=msgspec.structs.replace(counters, at_ns=int((at_s + 10) * _NS_PER_S)))
 
 
 @dataclass(slots=True)
 class Simulation:
-    """One model: requests in order of arrival, each on the process that is free first, refused if it would be late."""
+    """One model: one queue in order of arrival; a free process takes what waits, and what would be late is refused."""
 
     policy: Policy
     load: Load
     service_s: float = 0.02
+    """Of a batch, for each request in it."""
+    batch_max: int = 1
     timeout_s: float = 1.0
     noise: random.Random | None = None
     """Arrivals of a Poisson process; None: evenly spaced."""
@@ -60,15 +90,17 @@ class Simulation:
     phase_s: float = 0.0
     """From the beginning to the first look."""
     processes: list[Process] = field(default_factory=list)
+    queue: deque[float] = field(default_factory=deque)
+    """When those that wait have come."""
     changes: list[tuple[float, int]] = field(default_factory=list)
     """When, and how many from then on."""
-    shares: list[tuple[float, float]] = field(default_factory=list)
-    """At every look: the time, and how busy the ready processes were."""
     refused: Counter[int] = field(default_factory=Counter)
-    """By the second."""
-    answered: int = 0
+    """By the second in which they came."""
     begin: int = field(init=False, default=1)
     """Processes at first, ready."""
+    arrivals: Iterator[float] = field(init=False)
+    arrival_s: float = field(init=False)
+    """Of the next request."""
 
     def __post_init__(self) -> None:
         self.begin = max(1, self.policy.min_processes)
@@ -76,49 +108,55 @@ class Simulation:
 
     def run(self, duration_s: float) -> Simulation:
         state = State()
-        now_s = 0.0
-        arrivals = self._arrivals(duration_s)
-        arrival_s = next(arrivals, math.inf)
+        readings: dict[str, Reading] = {}
+        self.arrivals = self._arrivals(duration_s)
+        self.arrival_s = next(self.arrivals, math.inf)
         look_s = self.phase_s or LOOK_S
         while look_s <= duration_s:
-            waits: list[float] = []
-            while arrival_s <= look_s:
-                wait_s = self._serve(arrival_s)
-                if wait_s is None:
-                    self.refused[int(arrival_s)] += 1
-                else:
-                    waits.append(wait_s)
-                arrival_s = next(arrivals, math.inf)
-            ready = [one for one in self.processes if one.ready_s <= now_s]
-            shares = [one.busy_s(now_s, look_s) / (look_s - now_s) for one in ready]
-            busy = sum(shares) / len(shares) if shares else 0.0
-            seen = Observation(
+            unserved = self._advance(look_s)
+            ready = [one for one in self.processes if one.ready_s <= look_s]
+            # A look takes as long as its slowest worker, within its limit.
+            slowest_s = max((one.answers_s(look_s) for one in ready), default=look_s)
+            decided_s = min(slowest_s, look_s + READ_TIMEOUT_S)
+            seen, readings = observe(
+                readings,
+                {str(number): one.reading(look_s) for number, one in enumerate(ready)},
                 wanted=len(self.processes),
-                ready=len(ready),
-                busy=busy,
-                queue_wait_s=sum(waits) / len(waits) if waits else 0.0,
-                batch_s=self.service_s if waits else 0.0,
-                requests=len(waits),
-                unserved=0 if self.processes else sum(self.refused[s] for s in range(int(now_s), int(look_s) + 1)),
+                unserved=unserved,
             )
-            wanted, state, _ = decide(self.policy, state, seen, look_s)
-            self.shares.append((look_s, busy))
-            self._scale(wanted, look_s)
-            now_s, look_s = look_s, look_s + LOOK_S
+            self._advance(decided_s)
+            wanted, state, _ = decide(self.policy, state, seen, decided_s)
+            self._scale(wanted, decided_s)
+            look_s = max(look_s + LOOK_S, decided_s)
         return self
 
-    def _serve(self, arrival_s: float) -> float | None:
-        ready = [one for one in self.processes if one.ready_s <= arrival_s]
-        process = min(ready, key=lambda one: one.free_s, default=None)
-        if process is None:
-            return None
-        begin_s = max(arrival_s, process.free_s)
-        if begin_s + self.service_s > arrival_s + self.timeout_s:
-            return None
-        process.free_s = begin_s + self.service_s
-        process.runs.append((begin_s, process.free_s))
-        self.answered += 1
-        return begin_s - arrival_s
+    def _advance(self, until_s: float) -> int:
+        """Let come and begin what does until then; say how many no process was there for."""
+        unserved = 0
+        while self.arrival_s <= until_s:
+            self._serve(self.arrival_s)
+            self.queue.append(self.arrival_s)
+            unserved += not self.processes
+            self.arrival_s = next(self.arrivals, math.inf)
+        self._serve(until_s)
+        return unserved
+
+    def _serve(self, until_s: float) -> None:
+        """Begin all batches that begin until then."""
+        while self.queue and self.processes:
+            process = min(self.processes, key=lambda one: max(one.free_s, one.ready_s))
+            begin_s = max(self.queue[0], process.free_s, process.ready_s)
+            if begin_s > until_s:
+                return
+            waits_s: list[float] = []
+            while self.queue and self.queue[0] <= begin_s and len(waits_s) < self.batch_max:
+                came_s = self.queue.popleft()
+                if begin_s + self.service_s > came_s + self.timeout_s:
+                    self.refused[int(came_s)] += 1
+                else:
+                    waits_s.append(begin_s - came_s)
+            if waits_s:
+                process.run(begin_s, self.service_s, waits_s)
 
     def _scale(self, wanted: int, now_s: float) -> None:
         assert self.policy.min_processes <= wanted <= self.policy.max_processes
@@ -192,6 +230,25 @@ def test_nothing_is_refused_where_requests_may_wait_until_the_second_process_is_
     assert done.turns() == 1 and max(done.numbers) <= 5
 
 
+@pytest.mark.parametrize("phase_s", [0.01, 0.1, 0.2, 0.3, 0.4, 0.49])
+@pytest.mark.parametrize("service_s", [0.002, 0.02, 0.1])
+@pytest.mark.parametrize("batch_max", [32, 128, 1_000_000])
+def test_nor_is_it_later_where_what_queues_makes_the_batches_longer(
+    phase_s: float, service_s: float, batch_max: int
+) -> None:
+    done = Simulation(
+        policy(timeout_s=20.0),
+        lambda now_s: 2.0 if 100 <= now_s < 200 else 0.0,
+        service_s=service_s,
+        batch_max=batch_max,
+        timeout_s=20.0,
+        phase_s=phase_s,
+    ).run(400)
+    assert 100 < done.changes[0][0] <= 103
+    assert done.refused.total() == 0
+    assert done.turns() == 1 and max(done.numbers) <= 5 and done.numbers[-1] == 1
+
+
 def test_a_load_that_one_process_carries_changes_nothing() -> None:
     assert Simulation(policy(), lambda now_s: 0.7 if 100 <= now_s < 200 else 0.0).run(400).changes == []
 
@@ -214,8 +271,11 @@ def test_a_large_step_is_made_in_few_steps() -> None:
 def test_a_constant_load_comes_to_rest(load: float) -> None:
     done = Simulation(policy(), lambda _: load).run(TEN_MINUTES_S)
     number = done.numbers[-1]
-    assert done.turns() == 0
-    assert all(at_s <= 30 for at_s, _ in done.changes)
+    early = [change for change in done.changes if change[0] <= 30]
+    later = done.changes[len(early) :]
+    assert [was < then for was, then in pairwise(done.numbers[: len(early) + 1])] == [True] * len(early)
+    # What had queued up may have brought one too many. It goes after the first whole minute without need, for good.
+    assert later == [] or (len(later) == 1 and later[0][1] == early[-1][1] - 1 and later[0][0] <= 30 + MINUTE_S)
     assert load <= 0.81 * number
     assert number == 1 or load / number > 0.8 * 0.6 * 2 / 3
     assert all(second <= 30 for second in done.refused)

@@ -11,15 +11,12 @@ from host.dispatch import Demand
 S = 1_000_000_000
 
 
-def reading(
-    at_s: float, busy_s: float, pid: int = 1, requests: int = 0, waited_s: float = 0.0, batches: int = 0
-) -> Reading:
+def reading(at_s: float, busy_s: float, pid: int = 1, requests: int = 0, waited_s: float = 0.0) -> Reading:
     return Reading(
         pid=pid,
         counters=WorkerCounters(
             busy_ns=int(busy_s * S),
             at_ns=int(at_s * S),
-            execution_count=batches,
             inference_stats=StageCounters(
                 success=StageCounter(requests, 0), queue=StageCounter(requests, int(waited_s * S))
             ),
@@ -29,18 +26,18 @@ def reading(
 
 def test_two_workers_since_the_last_look() -> None:
     before = {
-        "a.v1:0": reading(10.0, 3.0, requests=10, waited_s=1.0, batches=10),
+        "a.v1:0": reading(10.0, 3.0, requests=10, waited_s=1.0),
         "a.v1:1": reading(10.0, 0.0),
     }
     now = {
-        "a.v1:0": reading(11.0, 3.5, requests=35, waited_s=3.0, batches=20),
-        "a.v1:1": reading(11.5, 0.15, requests=15, waited_s=0.0, batches=3),
+        "a.v1:0": reading(11.0, 3.5, requests=35, waited_s=3.0),
+        "a.v1:1": reading(11.5, 0.15, requests=15, waited_s=0.0),
     }
     seen, kept = observe(before, now, wanted=3, unserved=2)
     assert seen.ready == 2
     assert seen.busy == pytest.approx((0.5 + 0.1) / 2)
     assert seen.queue_wait_s == pytest.approx(2.0 / 40)
-    assert seen.batch_s == pytest.approx(0.65 / 13)
+    assert seen.request_s == pytest.approx(0.65 / 40)
     assert (seen.requests, seen.unserved, seen.wanted) == (40, 2, 3)
     assert kept == now
 
@@ -68,11 +65,11 @@ def test_a_process_that_is_another_one_is_measured_anew(other: Reading) -> None:
 
 
 def test_a_worker_that_does_not_answer_is_busy_and_later_measured_over_the_whole_time() -> None:
-    first = {"a.v1:0": reading(10.0, 3.0, batches=1)}
+    first = {"a.v1:0": reading(10.0, 3.0, requests=1)}
     seen, kept = observe(first, {"a.v1:0": Reading(pid=1)}, wanted=1)
     assert (seen.ready, seen.busy) == (1, 1.0)
-    seen, _ = observe(kept, {"a.v1:0": reading(12.0, 4.5, batches=2)}, wanted=1)
-    assert (seen.ready, seen.busy, seen.batch_s) == (1, 0.75, 1.5)
+    seen, _ = observe(kept, {"a.v1:0": reading(12.0, 4.5, requests=2)}, wanted=1)
+    assert (seen.ready, seen.busy, seen.request_s) == (1, 0.75, 1.5)
     # Another process in its place has nothing to do with it.
     _, kept = observe(first, {"a.v1:0": Reading(pid=2)}, wanted=1)
     assert kept == {}
