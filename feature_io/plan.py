@@ -16,6 +16,7 @@ from host.protocol.types import ITEM_BYTES, Signature, TensorSpec
 GIVEN_MAX: Final = 256
 """Combinations of given inputs whose plans are remembered; clients of a model send one or two."""
 
+_INT_LIMITS: Final = {f"INT{bits}": 1 << bits - 1 for bits in (8, 16, 32, 64)}
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 LENGTH_BYTES: Final = 4
 """Before each element of BYTES."""
@@ -46,12 +47,25 @@ class FetchedInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """A view to read."""
+
+    view: int
+    inputs: tuple[str, ...]
+    """Those that carry its key: views of the same ones have the same keys."""
+    wanted: FetchedInput
+    """The first one that it is read for."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPlan:
     """What a request with certain inputs given needs."""
 
     fetch: tuple[FetchedInput, ...]
-    views: tuple[int, ...]
-    """Places of the views to read, each once."""
+    lookups: tuple[Lookup, ...]
+    """Each view once."""
+    row_bytes: int
+    """Of a row of all that is fetched, packed; at least so many where some holds BYTES."""
     dropped: frozenset[str]
     """Inputs that are keys and nothing that the model takes."""
 
@@ -81,9 +95,18 @@ class ModelFeatures:
         if plan is None:
             names = frozenset(given)
             fetch = tuple(one for one in self.inputs if one.spec.name not in names)
-            views = tuple(dict.fromkeys(run.view for one in fetch for run in one.runs))
+            lookups: dict[int, Lookup] = {}
+            for one in fetch:
+                for run in one.runs:
+                    inputs = tuple([key.input for key in self.views[run.view].keys])
+                    lookups.setdefault(run.view, Lookup(run.view, inputs, one))
             own = {spec.name for spec in self.signature.inputs}
-            plan = RequestPlan(fetch=fetch, views=views, dropped=(names & self.key_inputs) - own)
+            plan = RequestPlan(
+                fetch=fetch,
+                lookups=tuple(lookups.values()),
+                row_bytes=sum(one.row_bytes for one in fetch),
+                dropped=(names & self.key_inputs) - own,
+            )
             if len(self._plans) < GIVEN_MAX:
                 self._plans[given] = plan
         return plan
@@ -143,13 +166,12 @@ def keys_of(view: FeatureView, wanted: FetchedInput, given: Mapping[str, Sequenc
     return list(zip(*columns, strict=True))
 
 
-def check_rows(rows: Iterable[tuple[str, int]]) -> int:
-    """The number of rows that the views' keys agree on. Raises `InvalidInput`."""
+def check_rows(rows: Iterable[tuple[str, int]]) -> None:
+    """Check that there are as many keys for each view. Raises `InvalidInput`."""
     counts = dict(rows)
     if len(set(counts.values())) > 1:
         received = ", ".join(f"{count} for view {view}" for view, count in counts.items())
         raise InvalidInput(f"expected as many keys for each view, received {received}")
-    return next(iter(counts.values()))
 
 
 def check_key(key: KeyColumn, values: Sequence[object], where: str) -> Sequence[int | str]:
@@ -170,8 +192,8 @@ def _is_key(datatype: str, value: object) -> bool:
         return isinstance(value, str) and (value.isascii() or _is_text(value))
     if datatype == "UUID":
         return isinstance(value, str) and _is_uuid(value)
-    bits = int(datatype.removeprefix("INT"))
-    return type(value) is int and -(1 << bits - 1) <= value < 1 << bits - 1
+    limit = _INT_LIMITS[datatype]
+    return type(value) is int and -limit <= value < limit
 
 
 def _is_text(value: str) -> bool:
