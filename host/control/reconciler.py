@@ -137,10 +137,13 @@ class Reconciler:
 
         Waits for the first look.
         """
+        look, processes = await self._last_look()
+        return plans_of(look.desired, look.routed, self.memory), processes
+
+    async def _last_look(self) -> tuple[Look, list[ProcessInfo]]:
         await self._looked.wait()
         assert self._seen is not None  # noqa: S101 - set before the event
-        look, processes = self._seen
-        return plans_of(look.desired, look.routed, self.memory), processes
+        return self._seen
 
     def scale(self, numbers: Mapping[str, int]) -> None:
         """Have so many processes of scaled models run, by group."""
@@ -148,9 +151,12 @@ class Reconciler:
         self.notice()
 
     async def front_states(self, processes: Iterable[ProcessInfo] | None = None) -> list[FrontState]:
-        """What each front that runs and answers says. `processes`: supervisord's, if known. Raises `HostError`."""
+        """What each front that runs and answers says. `processes`: supervisord's, if newer than the last look's.
+
+        Supervisord itself is not asked: somebody wants this twice a second.
+        """
         if processes is None:
-            processes = await self._supervisor.processes()
+            _, processes = await self._last_look()
         running = [one for one in processes if one.group == "front" and one.pid]
         states = await asyncio.gather(*(self._front_state(int(one.name)) for one in running))
         return [state for state in states if state is not None]
