@@ -90,8 +90,11 @@ class Entities:
         self._breaker = breaker
         self._clock, self._wall = clock, wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter
-        self._timeout_s = view.timeout_ms / 1000
+        self.timeout_s = view.timeout_ms / 1000
+        """A read ends within it, whatever the store does."""
         self._packers = [Packer(column) for column in view.columns]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that all of it runs on; looked up once, because CPython 3.11 makes a system call each time."""
         self._reads: dict[Key, asyncio.Task[Found]] = {}
         self._running: set[asyncio.Task[Found]] = set()
         self._generation = 0
@@ -171,7 +174,8 @@ class Entities:
         return self._in_need(key)
 
     def _start(self, key: Key, *, allowed: bool = False) -> asyncio.Task[Found]:
-        task = asyncio.get_running_loop().create_task(self._read(key, allowed=allowed))
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = loop.create_task(self._read(key, allowed=allowed))
         self._reads[key] = task
         self._running.add(task)
         task.add_done_callback(lambda _: self._finished(key, task))
@@ -190,7 +194,7 @@ class Entities:
         begun_s, generation = self._clock(), self._generation
         self._words[_QUERIES] += 1
         try:
-            row = await reader.read(key, self._timeout_s)
+            row = await reader.read(key, self.timeout_s)
             breaker.succeeded()
             packed = self._packed(row)
         except StoreBusy as error:

@@ -15,15 +15,19 @@ class Patience:
 
     __slots__ = ("_cancelling", "_is_over", "_task", "_timer")
 
-    def __init__(self, timeout_s: float) -> None:
-        """Begins at once. Raises `RuntimeError` outside of a task."""
-        task = asyncio.current_task()
+    def __init__(self, timeout_s: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Begins at once. Raises `RuntimeError` outside of a task.
+
+        `loop`: the running one, if it is at hand; each time it is looked up CPython 3.11 makes a system call.
+        """
+        loop = loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("a limit for a wait needs a task that waits")
         self._task = task
         self._cancelling = task.cancelling()
         self._is_over = False
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self.end)
+        self._timer = loop.call_later(timeout_s, self.end)
 
     def end(self) -> None:
         """The time is over, now."""

@@ -60,7 +60,7 @@ class _Waiting:
     Callbacks and not a task with `asyncio.wait`, which costs as much as the rest of the service together.
     """
 
-    __slots__ = ("_missing", "_service", "_timer", "answer", "found", "head", "reads", "reply")
+    __slots__ = ("_is_over", "_missing", "_service", "_timer", "answer", "found", "head", "reads", "reply")
 
     def __init__(
         self,
@@ -69,13 +69,19 @@ class _Waiting:
         found: dict[Place, Found],
         reads: Mapping[Place, asyncio.Task[Found]],
         patience_s: float,
+        longest_s: float,
         reply: Reply,
         answer: Answer,
     ) -> None:
+        """`patience_s`: how long it waits; `longest_s`: how long its reads can take."""
         self.head, self.found, self.reads, self.reply, self.answer = head, found, reads, reply, answer
         self._service = service
         self._missing = len(reads)
-        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(patience_s, self.give_up)
+        self._is_over = False
+        # Most have no timer: a read ends within the time of its view, which is less than requests have.
+        self._timer: asyncio.TimerHandle | None = None
+        if patience_s < longest_s:
+            self._timer = asyncio.get_running_loop().call_later(patience_s, self.give_up)
         for read in reads.values():
             read.add_done_callback(self._ended)
 
@@ -86,10 +92,12 @@ class _Waiting:
 
     def give_up(self) -> None:
         """Wait no longer. The reads go on: others wait for them, and the cache is glad of them."""
+        if self._is_over:
+            return
+        self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-            self._service.finish(self)
+        self._service.finish(self)
 
 
 class FeatureService:
@@ -283,7 +291,8 @@ class FeatureService:
                 known = read
             found[place] = known
         if reads:
-            self._waiting.add(_Waiting(self, head, found, reads, READ_SHARE * left_s, reply, answer))
+            longest_s = max(self._views[view].timeout_s for view, _ in reads)
+            self._waiting.add(_Waiting(self, head, found, reads, READ_SHARE * left_s, longest_s, reply, answer))
         else:
             reply(answer(found))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class CassandraFeatureStore:
         self.config = config
         self._driver = _make_driver(config)
         self._is_open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Of whoever opened it."""
         self._slots = asyncio.Semaphore(config.concurrency)
         self._waiting = 0
         self._patience: set[Patience] = set()
@@ -50,6 +52,7 @@ class CassandraFeatureStore:
         """Connect to the first contact point that answers."""
         if self._is_open:
             return
+        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._driver.connect(timeout_s)
@@ -120,7 +123,7 @@ class CassandraFeatureStore:
             raise StoreBusy(f"{place}: {self.config.concurrency} reads in flight, and {self._waiting} wait")
         # `_errors` and `_slots` spelled out: this is the way of every read.
         try:
-            with Patience(timeout_s) as patience:
+            with Patience(timeout_s, self._loop) as patience:
                 self._patience.add(patience)
                 try:
                     self._waiting += 1
@@ -191,7 +194,7 @@ class CassandraFeatureStore:
         if not self._is_open:
             raise StoreUnavailable(f"{place}: the store is not open")
         try:
-            with Patience(timeout_s) as patience:
+            with Patience(timeout_s, self._loop) as patience:
                 self._patience.add(patience)
                 try:
                     yield
@@ -212,9 +215,9 @@ class CassandraReader:
         self.statement = statement
         self._store = store
 
-    async def read(self, key: Key, timeout_s: float) -> Row | None:
+    def read(self, key: Key, timeout_s: float) -> Coroutine[Any, Any, Row | None]:
         """One entity's row."""
-        return await self._store.read(self, key, timeout_s)
+        return self._store.read(self, key, timeout_s)
 
 
 async def _all(*works: Any) -> None:

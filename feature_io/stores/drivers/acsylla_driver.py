@@ -17,7 +17,7 @@ import gc
 import logging
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,15 +102,17 @@ class AcsyllaDriver:
         self._prepared.add(prepared)
         return prepared
 
-    async def read(self, statement: Statement, values: Sequence[Any], timeout_s: float) -> Sequence[Sequence[Any]]:
+    def read(
+        self, statement: Statement, values: Sequence[Any], timeout_s: float
+    ) -> Coroutine[Any, Any, Sequence[Sequence[Any]]]:
         """Read one page of `POINT_ROWS` rows."""
-        return await self._run(statement, values, timeout_s, POINT_ROWS)
+        return self._run(statement, values, timeout_s, POINT_ROWS)
 
-    async def execute(
+    def execute(
         self, statement: Statement | str, values: Sequence[Any], timeout_s: float
-    ) -> Sequence[Sequence[Any]]:
+    ) -> Coroutine[Any, Any, Sequence[Sequence[Any]]]:
         """Run it unpaged."""
-        return await self._run(statement, values, timeout_s, None)
+        return self._run(statement, values, timeout_s, None)
 
     async def close(self) -> None:
         """Close the session, then what its cluster leaves behind."""
