@@ -181,6 +181,9 @@ class Cache:
         self._words[_EVICTIONS] += 1
 
 
+_NONE_BYTES: Final = sys.getsizeof(None)
+
+
 def entry_bytes(key: Hashable, row: Packed | None) -> int:
     """What an entry costs in memory."""
     size = ENTRY_BYTES
@@ -188,7 +191,5 @@ def entry_bytes(key: Hashable, row: Packed | None) -> int:
         size += sys.getsizeof(part)
     if row is not None:
         size += sys.getsizeof(row)
-        for value in row:
-            if value is not None:
-                size += sys.getsizeof(value)
+        size += sum(map(sys.getsizeof, row)) - _NONE_BYTES * row.count(None)
     return size

@@ -39,12 +39,10 @@ class CassandraFeatureStore:
         self.config = config
         self._driver = _make_driver(config)
         self._is_open = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """Of whoever opened it."""
         self._slots = asyncio.Semaphore(config.concurrency)
         self._waiting = 0
-        self._patience: set[Patience] = set()
-        """Of everything that runs: closing ends it."""
+        self._patience = Patience()
+        """With everything that runs: closing ends it."""
         self._writers: dict[str, tuple[FeatureView, RowCodec, Statement]] = {}
         """By view; the last one of that name."""
 
@@ -52,7 +50,6 @@ class CassandraFeatureStore:
         """Connect to the first contact point that answers."""
         if self._is_open:
             return
-        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._driver.connect(timeout_s)
@@ -103,8 +100,7 @@ class CassandraFeatureStore:
         """End what runs (it fails with `StoreUnavailable`), then let go of the cluster."""
         self._is_open = False
         self._writers.clear()
-        for patience in self._patience:
-            patience.end()
+        self._patience.end()
         try:
             # Whoever was told sees it first: it lets go of what the driver would wait for.
             await asyncio.sleep(0)
@@ -123,22 +119,18 @@ class CassandraFeatureStore:
             raise StoreBusy(f"{place}: {self.config.concurrency} reads in flight, and {self._waiting} wait")
         # `_errors` and `_slots` spelled out: this is the way of every read.
         try:
-            with Patience(timeout_s, self._loop) as patience:
-                self._patience.add(patience)
+            with self._patience.limit(timeout_s):
+                self._waiting += 1
                 try:
-                    self._waiting += 1
-                    try:
-                        await self._slots.acquire()
-                    finally:
-                        self._waiting -= 1
-                    try:
-                        if not self._is_open:
-                            raise StoreUnavailable(f"{self._place(reader.view, key)}: the store is not open")
-                        rows = await self._driver.read(reader.statement, values, timeout_s + GRACE_S)
-                    finally:
-                        self._slots.release()
+                    await self._slots.acquire()
                 finally:
-                    self._patience.discard(patience)
+                    self._waiting -= 1
+                try:
+                    if not self._is_open:
+                        raise StoreUnavailable(f"{self._place(reader.view, key)}: the store is not open")
+                    rows = await self._driver.read(reader.statement, values, timeout_s + GRACE_S)
+                finally:
+                    self._slots.release()
         except TimeoutError as error:
             raise StoreUnavailable(f"{self._place(reader.view, key)}: {self._overdue(timeout_s)}") from error
         except DriverError as error:
@@ -194,12 +186,8 @@ class CassandraFeatureStore:
         if not self._is_open:
             raise StoreUnavailable(f"{place}: the store is not open")
         try:
-            with Patience(timeout_s, self._loop) as patience:
-                self._patience.add(patience)
-                try:
-                    yield
-                finally:
-                    self._patience.discard(patience)
+            with self._patience.limit(timeout_s):
+                yield
         except TimeoutError as error:
             raise StoreUnavailable(f"{place}: {self._overdue(timeout_s)}") from error
         except DriverError as error:

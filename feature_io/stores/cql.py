@@ -199,7 +199,7 @@ class RowCodec:
         if len(key) != len(self._keys):
             return None
         try:
-            values = tuple(encode(part) for encode, part in zip(self._keys, key, strict=True))
+            values = tuple([encode(part) for encode, part in zip(self._keys, key, strict=True)])
         except ValueError:
             return None
         return values if not self._has_texts or self._key_fits(values) else None

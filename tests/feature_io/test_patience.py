@@ -1,4 +1,4 @@
-"""A limit for a wait does what `asyncio.timeout` does."""
+"""A limit for a wait does what `asyncio.timeout` does, and one timer is enough for all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from feature_io.patience import Patience
+from feature_io.patience import Limit, Patience
 
 
 async def test_what_takes_too_long_is_ended() -> None:
-    with pytest.raises(TimeoutError), Patience(0.001):
+    with pytest.raises(TimeoutError), Patience().limit(0.001):
         await asyncio.Event().wait()
     task = asyncio.current_task()
     assert task is not None and task.cancelling() == 0
@@ -19,25 +19,25 @@ async def test_what_takes_too_long_is_ended() -> None:
 
 @pytest.mark.parametrize("timeout_s", [0.0, 60.0])
 async def test_what_does_not_wait_is_left_alone(timeout_s: float) -> None:
-    with Patience(timeout_s):
+    with Patience().limit(timeout_s):
         pass
     await asyncio.sleep(0.001)
 
 
 async def test_errors_pass_through() -> None:
-    with pytest.raises(KeyError), Patience(60):
+    with pytest.raises(KeyError), Patience().limit(60):
         raise KeyError
 
 
 async def test_it_can_be_ended_by_others() -> None:
-    with pytest.raises(TimeoutError), Patience(60) as patience:
-        asyncio.get_running_loop().call_soon(patience.end)
+    with pytest.raises(TimeoutError), Patience().limit(60) as limit:
+        asyncio.get_running_loop().call_soon(limit.end)
         await asyncio.Event().wait()
 
 
 async def test_whoever_cancels_the_task_gets_a_cancelled_task() -> None:
     async def wait(timeout_s: float) -> None:
-        with Patience(timeout_s):
+        with Patience().limit(timeout_s):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait(60))
@@ -48,11 +48,11 @@ async def test_whoever_cancels_the_task_gets_a_cancelled_task() -> None:
 
 
 async def test_cancelled_while_its_time_is_over_it_stays_cancelled() -> None:
-    started: list[Patience] = []
+    started: list[Limit] = []
 
     async def wait() -> None:
-        with Patience(60) as patience:
-            started.append(patience)
+        with Patience().limit(60) as limit:
+            started.append(limit)
             await asyncio.Event().wait()
 
     task = asyncio.create_task(wait())
@@ -64,9 +64,9 @@ async def test_cancelled_while_its_time_is_over_it_stays_cancelled() -> None:
 
 
 async def test_limits_nest() -> None:
-    with pytest.raises(TimeoutError), Patience(0.001), Patience(60):
+    with pytest.raises(TimeoutError), Patience().limit(0.001), Patience().limit(60):
         await asyncio.Event().wait()
-    with Patience(60), pytest.raises(TimeoutError), Patience(0.001):
+    with Patience().limit(60), pytest.raises(TimeoutError), Patience().limit(0.001):
         await asyncio.Event().wait()
 
 
@@ -77,7 +77,7 @@ def test_it_needs_a_task() -> None:
 
     def attempt() -> str:
         try:
-            Patience(1)
+            Patience().limit(1)
         except RuntimeError as error:
             return str(error)
         return ""
@@ -85,3 +85,48 @@ def test_it_needs_a_task() -> None:
     errors: list[str] = []
     asyncio.run(outside())
     assert errors == ["a limit for a wait needs a task that waits"]
+
+
+async def test_many_limits_have_one_timer_and_each_its_own_time() -> None:
+    patience, loop = Patience(), asyncio.get_running_loop()
+    ended: dict[float, float] = {}
+
+    async def wait(timeout_s: float) -> None:
+        begun_s = loop.time()
+        try:
+            with patience.limit(timeout_s):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            ended[timeout_s] = loop.time() - begun_s
+
+    # Later ones first: a shorter one moves the timer.
+    waits = [asyncio.create_task(wait(timeout_s)) for timeout_s in (0.08, 0.05, 0.02, 60.0)]
+    await asyncio.wait(waits[:3])
+    assert list(ended) == [0.02, 0.05, 0.08]
+    assert all(took_s >= timeout_s for timeout_s, took_s in ended.items())
+    assert len(patience) == 1
+    patience.end()
+    await waits[3]
+    assert 60.0 in ended and len(patience) == 0
+
+
+async def test_after_its_end_it_begins_anew() -> None:
+    patience = Patience()
+    patience.end()
+    with patience.limit(60):
+        pass
+    patience.end()
+    with pytest.raises(TimeoutError), patience.limit(0.001):
+        await asyncio.Event().wait()
+
+
+def test_one_after_the_other_on_two_loops() -> None:
+    patience = Patience()
+
+    async def wait() -> None:
+        with pytest.raises(TimeoutError), patience.limit(0.001):
+            await asyncio.Event().wait()
+        patience.end()
+
+    asyncio.run(wait())
+    asyncio.run(wait())
