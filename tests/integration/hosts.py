@@ -506,6 +506,11 @@ class HandHost(Host):
         arguments += ["--port", str(port or self.port), "--index", str(index)]
         return self._spawn(f"front:{index}", [sys.executable, *arguments])
 
+    def serves(self, workers: int) -> bool:
+        """Whether a front listens, and so many workers have joined it: they do so a moment before it listens."""
+        with socket.socket() as probe:
+            return self.joined() == workers and probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def started(self, prefix: str) -> list[subprocess.Popen[bytes]]:
         """The processes whose program names begin so."""
         return [process for program, process in self._running.items() if program.startswith(prefix)]

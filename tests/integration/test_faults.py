@@ -101,7 +101,7 @@ async def test_a_stopped_worker_gets_nothing_new(repository: Path, make_hand_hos
     host = make_hand_host(repository)
     workers = [host.start_worker("fragile", slot) for slot in range(2)]
     host.start_front()
-    await off_loop(lambda: host.joined() == 2, "two workers")
+    await off_loop(lambda: host.serves(2), "two workers")
     clients = 8
     async with asyncio.timeout(60), loaded(host, "fragile", clients=clients) as load:
         for _ in range(5):
@@ -131,7 +131,7 @@ def test_the_death_of_every_worker_is_a_503_with_retry_after(repository: Path, m
     for slot in range(2):
         host.start_worker("gated", slot)
     host.start_front()
-    until(lambda: host.joined() == 2, "two workers")
+    until(lambda: host.serves(2), "two workers")
     gate = Gate(package)
     sent = [host.send("POST", "/v2/models/gated/infer", one(value)) for value in range(1, 5)]
     running = {gate.entered().values[0] for _ in range(2)}

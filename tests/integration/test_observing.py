@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from clients import off_loop
+from clients import off_loop
 from hosts import HandHost, tensors
 from packages import UNHURRIED, Gate, write_gated, write_package
 
@@ -67,6 +68,7 @@ async def test_busy_share_is_that_of_the_model(repository: Path, make_hand_host:
     host = make_hand_host(repository)
     host.start_worker("steady")
     host.start_front()
+    await off_loop(lambda: host.is_ready("steady"), "it is ready")
     url = f"{host.url}/v2/models/steady/infer"
     async with probed(host, "steady.v1:0") as probe, aiohttp.ClientSession() as session:
 
@@ -117,6 +119,7 @@ async def test_a_worker_in_a_batch_is_silent_and_counted_as_busy(
     host = make_hand_host(repository)
     host.start_worker("gated")
     host.start_front()
+    await off_loop(lambda: host.is_ready("gated"), "it is ready")
     programs = ["gated.v1:0"]
     async with probed(host, programs[0]) as probe:
         begin_s = time.monotonic()

@@ -102,7 +102,7 @@ def test_in_flight_work_of_a_killed_worker_is_done_by_another(repository: Path, 
     host = make_hand_host(repository)
     host.start_worker("gated", 0)
     host.start_front()
-    until(lambda: host.joined() == 1, "one worker")
+    until(lambda: host.serves(1), "one worker")
     gate = Gate(package)
     sent = [host.send("POST", "/v2/models/gated/infer", gated(1))]
     gate.entered()
@@ -143,7 +143,7 @@ def test_a_request_that_kills_is_sent_twice_and_no_more(repository: Path, make_h
     for slot in range(3):
         host.start_worker("deadly", slot)
     host.start_front()
-    until(lambda: host.joined() == 3, "three workers")
+    until(lambda: host.serves(3), "three workers")
     answer = host.infer("deadly", doubled(13))
     assert answer.error == (502, "POISON_REQUEST")
     assert "2 workers died" in answer.document["error"]
@@ -158,7 +158,7 @@ def test_a_model_that_forbids_retries(repository: Path, make_hand_host: MakeHand
     for slot in range(2):
         host.start_worker("gated", slot)
     host.start_front()
-    until(lambda: host.joined() == 2, "two workers")
+    until(lambda: host.serves(2), "two workers")
     gate = Gate(package)
     sent = {value: host.send("POST", "/v2/models/gated/infer", gated(value)) for value in (1, 2)}
     visits = [gate.entered(), gate.entered()]
