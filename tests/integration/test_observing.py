@@ -11,7 +11,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 from clients import off_loop
-from clients import off_loop
 from hosts import HandHost, tensors
 from packages import UNHURRIED, Gate, write_gated, write_package
 
