@@ -57,7 +57,7 @@ DEFAULT: Final = "default"
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
-    """What is known of one entity. Made for each lookup, hence a `Struct`: a fifth of what a named tuple costs."""
+    """What is known of one entity. Made for each lookup, hence a `Struct`: a quarter of what a named tuple costs."""
 
     source: Source
     row: Packed | None
