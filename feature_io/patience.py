@@ -1,4 +1,4 @@
-"""Limits for waits that are many at a time: `asyncio.timeout` for a seventh of its cost, which every read has to pay."""
+"""Limits for waits that are many at a time: `asyncio.timeout` for a seventh of its cost, as every read has one."""
 
 from __future__ import annotations
 
