@@ -50,6 +50,10 @@ class Patience:
         """Waits that go on."""
         return len(self._limits)
 
+    def __contains__(self, limit: Limit) -> bool:
+        """Whether this wait goes on."""
+        return limit in self._limits
+
     def begin(self, limit: Limit) -> None:
         """What a limit calls."""
         self._limits.add(limit)
@@ -94,7 +98,9 @@ class Limit:
         self._is_over = False
 
     def end(self) -> None:
-        """The time is over, now."""
+        """The time is over, now; for a wait that has ended this does nothing."""
+        if self not in self._owner:
+            return
         self._owner.forget(self)
         self._is_over = True
         self._task.cancel()

@@ -35,6 +35,19 @@ async def test_it_can_be_ended_by_others() -> None:
         await asyncio.Event().wait()
 
 
+async def test_what_is_ended_twice_is_ended_once() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    with pytest.raises(TimeoutError), Patience().limit(60) as limit:
+        limit.end()
+        limit.end()
+        await asyncio.Event().wait()
+    assert task.cancelling() == 0
+    limit.end()
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+
+
 async def test_whoever_cancels_the_task_gets_a_cancelled_task() -> None:
     async def wait(timeout_s: float) -> None:
         with Patience().limit(timeout_s):
