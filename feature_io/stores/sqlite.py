@@ -476,7 +476,11 @@ class _Worker(threading.Thread):
 
 
 class _Transaction:
-    """All of a block, or none of it; the lock is waited for until the deadline."""
+    """All of a block, or none of it; the lock is waited for until the deadline.
+
+    Raises `TimeoutError` instead of committing when the deadline is over: nobody waits any more, and who was told that
+    the write failed shall not find it done. Only a commit that had begun in time may end after the deadline.
+    """
 
     def __init__(self, connection: sqlite3.Connection, deadline_s: float, stopped: Callable[[], bool]) -> None:
         self._connection = connection
@@ -494,6 +498,8 @@ class _Transaction:
         self._connection.set_progress_handler(None, 0)
         try:
             if error is None:
+                if self._is_over():  # SQLite looks at the clock between its tries to get the lock, and tries once more
+                    raise TimeoutError
                 self._connection.execute("COMMIT")
         finally:
             if self._connection.in_transaction:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from contract import LIMIT_S, STALL_READ_S, StoreContract, filled, id_key, make_view, many, scalar
 
-from feature_io.stores import BadRow, StoreBusy, StoreUnavailable, TableMismatch, make_store
+from feature_io.stores import BadRow, StoreBusy, StoreUnavailable, TableMismatch, make_store, sqlite
 from feature_io.stores.sqlite import WAITING_MAX, SqliteFeatureStore
 from host.config.features import FeatureView, SqliteStore
 
@@ -223,6 +223,26 @@ async def test_a_writer_that_holds_its_lock_does_not_stall_readers(bench: Sqlite
     assert await reader.read((1,), LIMIT_S) == (9.5,)
     await another.write(view, [((1,), (7.5,))], LIMIT_S)
     assert await reader.read((1,), LIMIT_S) == (7.5,)
+
+
+async def test_a_write_that_gets_its_lock_after_its_time_is_not_done(
+    bench: SqliteBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = make_view(bench)
+    reader = await filled(bench, view, [((1,), (0.5,))])
+    other = sqlite3.connect(bench.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    late = await bench.open()
+    # As when the thread was held up: it still tries when its caller has been told that there was no answer.
+    monkeypatch.setattr(sqlite, "_left_ms", lambda _: int(LIMIT_S * 1000))
+    with pytest.raises(StoreUnavailable, match="no answer within"):
+        await late.write(view, [((1,), (7.5,))], STALL_READ_S)
+    other.execute("COMMIT")
+    other.close()
+    await late.reader(view, LIMIT_S)  # in the same thread, thus after it
+    assert await reader.read((1,), LIMIT_S) == (0.5,)
+    await late.write(view, [((1,), (8.5,))], LIMIT_S)
+    assert await reader.read((1,), LIMIT_S) == (8.5,)
 
 
 async def test_a_file_without_wal_that_is_locked_is_waited_for(bench: SqliteBench) -> None:
