@@ -417,7 +417,7 @@ async def test_the_gate_sees_requests_deaths_and_what_is_not_there(
         assert gone["failed"] and "versioned.v1: is not served by this host" in gone["msg"]
         reference = {**good["window"], "failed_percent": 1.0}
         async with watched(host, clients=2):
-            bad = await off(pool, gate, version="2", soak_s=60, min_requests=50, reference=reference)
+            bad = await off(pool, gate, version="2", soak_s=60, min_requests=50, reference=reference, smoke=False)
     assert bad["failed"], bad
     assert "requests failed, 1.0 % elsewhere" in bad["msg"]
     assert 5 < bad["window"]["failed_percent"] < 15
