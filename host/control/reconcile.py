@@ -292,7 +292,8 @@ def _can_be_routed(
 ) -> bool:
     """Whether every version has all its processes ready. One that is served already need not, unless others leave.
 
-    Of one that is served, what somebody else has stopped is not waited for.
+    Of one that is served, what somebody else has stopped is not waited for, were it all of it: stopped a moment later
+    it would not be served either.
     """
     groups = {model.group for model in before}
     others_leave = not groups <= {model.group for model in versions}
@@ -300,7 +301,9 @@ def _can_be_routed(
     def is_due(model: DeployedModel) -> bool:
         if model.group not in groups:
             return _ready(model, actual) >= model.processes
-        return not others_leave or _ready(model, actual) >= _expected(model, actual, memory)
+        if not others_leave or _ready(model, actual) >= _expected(model, actual, memory):
+            return True
+        return _stopped_by_hand(model, actual, memory)
 
     return all(is_due(model) for model in versions)
 
@@ -417,6 +420,17 @@ def _expected(model: DeployedModel, actual: Actual, memory: Memory) -> int:
         if number < model.processes
     )
     return min(model.processes, max(1, model.processes - down))
+
+
+def _stopped_by_hand(model: DeployedModel, actual: Actual, memory: Memory) -> bool:
+    """Whether somebody else stopped all of its processes. What supervisord gave up is another matter."""
+    slots = actual.slots.get(model.group, {})
+    return all(
+        number in slots
+        and slots[number].state is ProcessState.STOPPED
+        and _stays_down(f"{model.group}:{number}", slots[number], memory)
+        for number in range(model.processes)
+    )
 
 
 def _stays_down(program: str, slot: SlotActual, memory: Memory) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -186,6 +186,26 @@ def test_what_an_operator_stopped_stays_so() -> None:
     actual = there({"churn.v1": [READY, STOPPED]})
     assert decided([model], [model], actual, remembered(model, started=["churn.v1:1"])) == []
     assert decided([model], [model], actual, remembered(model)) == [Start("churn.v1:1")]
+
+
+@pytest.mark.parametrize(
+    ("slots", "is_routed"),
+    [
+        ([STOPPED, STOPPED], True),
+        ([READY, STOPPED], True),
+        ([STOPPED, BACKOFF], False),  # it may still come
+        ([FATAL, FATAL], False),  # nobody meant that: what leaves goes on meanwhile
+        ([STOPPED, FATAL], False),
+    ],
+)
+def test_a_change_does_not_wait_for_a_served_version_that_an_operator_stopped(
+    slots: Sequence[SlotActual], is_routed: bool
+) -> None:
+    stays, leaves, comes = version("2", 2), version("3"), version("1")
+    actual = there({"churn.v1": [READY], "churn.v2": slots, "churn.v3": [READY]})
+    memory = remembered(stays, leaves, comes, begun={"churn.v1": NOW - 5}, started=stays.programs())
+    actions = decided([comes, stays], [stays, leaves], actual, memory)
+    assert routes(actions) == ([(comes, stays)] if is_routed else [])
 
 
 def test_a_new_supervisord_starts_what_the_old_one_had() -> None:
@@ -1198,7 +1218,15 @@ def told(
     return host
 
 
+STOPPED_BY_HAND_MEANWHILE = [
+    (Edit({("a", "2"): 1, ("a", "3"): 1}), 3),
+    (Edit({("a", "1"): 1, ("a", "2"): 1}), 1),
+    (Happens("an operator stops", 1), 0),
+]
+
+
 @given(story=STORIES, doomed=DOOMED, seed=st.integers(0, 2**32), starting=st.integers(2, 4))
+@example(story=STOPPED_BY_HAND_MEANWHILE, doomed=frozenset(), seed=0, starting=2)
 @settings(max_examples=200)
 def test_whatever_happens_no_step_is_wrong_and_the_host_becomes_what_it_should_be(
     story: list[tuple[Edit | Happens, int]], doomed: frozenset[str], seed: int, starting: int
