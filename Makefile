@@ -16,7 +16,7 @@ run: python ## install what is missing, train the example models, serve them on 
 # Tests with real processes leave a third of two processors idle. Behind them run those that stand a busy machine: with a
 # fleet, which wait half of their time, and then the unit tests on other Pythons, which take what is left.
 test: dev ## everything that CI runs
-	@$(PYTHON) tools/side_by_side.py "lint types unit integration" "e2e unit-pythons"
+	@$(PYTHON) tools/side_by_side.py "lint types integration" "unit e2e unit-pythons"
 
 python: # here, because an old Python cannot even read tools/bootstrap.py
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("modelhost: Python 3.11 or newer is needed, $(PYTHON) is %d.%d: \"make PYTHON=/path/to/python3.11 ...\" names another" % sys.version_info[:2])'

@@ -1,6 +1,6 @@
 """Run targets of the Makefile side by side: some that wait much behind some that compute.
 
-    python3 tools/side_by_side.py "lint types unit integration" e2e
+    python3 tools/side_by_side.py "lint types integration" "unit e2e"
 
 The first group's output is seen as it comes, that of another when it has ended. Ends with 1 if any target fails; if the
 first group fails, the others are interrupted, and clean up after themselves; so are all at Ctrl-C, SIGTERM and SIGHUP.
