@@ -13,8 +13,8 @@ help: ## this list
 run: python ## install what is missing, train the example models, serve them on port 8080 until Ctrl-C
 	@exec $(BOOTSTRAP) run $(ARGS)
 
-# Tests with real processes leave a third of two processors idle. Behind them run those that stand a busy machine: with a
-# fleet, which wait half of their time, and then the unit tests on other Pythons, which take what is left.
+# Tests with real processes leave a third of two processors idle. Beside them run those that stand a busy machine: the unit
+# tests, those with a fleet, which wait half of their time, and the unit tests on other Pythons, which take what is left.
 test: dev ## everything that CI runs
 	@$(PYTHON) tools/side_by_side.py "lint types integration" "unit e2e unit-pythons"
 

@@ -498,7 +498,7 @@ class _Transaction:
         self._connection.set_progress_handler(None, 0)
         try:
             if error is None:
-                if self._is_over():  # SQLite looks at the clock between its tries to get the lock, and tries once more
+                if self._is_late():  # SQLite looks at the clock between its tries to get the lock, and tries once more
                     raise TimeoutError
                 self._connection.execute("COMMIT")
         finally:
@@ -506,7 +506,10 @@ class _Transaction:
                 self._connection.execute("ROLLBACK")
 
     def _is_over(self) -> bool:
-        return time.monotonic() >= self._deadline_s or self._stopped()
+        return self._is_late() or self._stopped()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() >= self._deadline_s
 
 
 def _connect(uri: str) -> sqlite3.Connection:
