@@ -64,8 +64,8 @@ class Store(Protocol):
     async def write(self, view: FeatureView, rows: Sequence[tuple[Key, Row]], timeout_s: float) -> None:
         """Insert or replace rows: all of them, or (SQLite) none. Raises `StoreUnavailable`, `BadRow`.
 
-        After `StoreUnavailable` rows may be there all the same: in Cassandra those that were on their way, in SQLite all
-        of them if their commit had begun in time.
+        After `StoreUnavailable` rows may be there all the same: in Cassandra those that were on their way, in SQLite
+        all of them if their commit had begun in time.
         """
         ...
 
