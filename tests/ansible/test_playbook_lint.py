@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ANSIBLE = CHECKOUT / "ansible"
@@ -54,3 +55,10 @@ def test_a_playbook_can_be_read(playbook: Path, tmp_path: Path) -> None:
 def test_a_playbook_says_how_it_is_run(playbook: Path) -> None:
     text = playbook.read_text()
     assert f"ansible-playbook -i INVENTORY ansible/{playbook.name}" in text
+
+
+def test_hosts_take_turns_in_the_order_of_the_inventory() -> None:
+    """A group that `group_by` makes has the order in which hosts answered, another one every time."""
+    batched = [play for playbook in PLAYBOOKS for play in yaml.safe_load(playbook.read_text()) if "serial" in play]
+    assert len(batched) == 6
+    assert [play["name"] for play in batched if not play["hosts"].startswith("modelhost:&")] == []

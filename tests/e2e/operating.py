@@ -91,6 +91,7 @@ class Operator:
         began_s = time.monotonic()
         done = self.fleet.run_in_controller(command, limit_s=PLAY_LIMIT_S, check=False)
         played = Played(done.returncode, done.stdout + done.stderr, time.monotonic() - began_s)
+        sys.stdout.write(played.said)  # for whoever has to find out why a test failed
         assert ok is None or (played.code == 0) is ok, played.said
         return played
 
