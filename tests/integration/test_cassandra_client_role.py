@@ -12,7 +12,7 @@ from roles import changed_tasks, run_playbook
 
 from host.config.features import CassandraStore, read_features
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 VIEWS = """
 [[views]]

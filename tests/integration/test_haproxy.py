@@ -18,7 +18,7 @@ import pytest
 from balancing import Balancer, FakeHost, Load, ask
 from hosts import RunningHost, tensors, until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 MODELS = {
     "A": {"hosts": {"h1": {"processes": 2}, "h2": {"processes": 2}}, "retry": True, "timeout_ms": 2000},

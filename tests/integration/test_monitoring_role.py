@@ -11,7 +11,7 @@ import pytest
 from prometheus_server import program
 from roles import changed_tasks, run_playbook
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 INVENTORY: dict[str, Any] = {
     "all": {
