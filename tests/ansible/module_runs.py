@@ -23,9 +23,9 @@ if str(ANSIBLE / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(ANSIBLE / "module_utils"))
 
 
-def load(name: str) -> ModuleType:
-    """Import a module of the library by its path."""
-    spec = importlib.util.spec_from_file_location(name, ANSIBLE / "library" / f"{name}.py")
+def load(name: str, directory: str = "library") -> ModuleType:
+    """Import a file below `ansible/` by its path: a module of the library, or what stands elsewhere."""
+    spec = importlib.util.spec_from_file_location(name, ANSIBLE / directory / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

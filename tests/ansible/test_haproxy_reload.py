@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import socket
 import tempfile
@@ -12,12 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from module_runs import ANSIBLE
+from module_runs import load
 
-_spec = importlib.util.spec_from_file_location("haproxy_reload", ANSIBLE / "roles/haproxy/files/haproxy_reload.py")
-assert _spec is not None and _spec.loader is not None
-haproxy_reload = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(haproxy_reload)
+haproxy_reload = load("haproxy_reload", "roles/haproxy/files")
 
 HEADER = "1\n# be_id be_name srv_id srv_name srv_addr srv_port more\n"
 CONFIG = "backend model_A\n  server h1 127.0.0.1:81 check\n"
