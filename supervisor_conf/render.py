@@ -151,6 +151,10 @@ def _supervisord(settings: HostSettings, deployment: Deployment) -> str:
                 "rpcinterface:slots",
                 (("supervisor.rpcinterface_factory", "supervisor_conf.slots:make_interface"),),
             ),
+            _section(
+                "rpcinterface:fork",
+                (("supervisor.rpcinterface_factory", "supervisor_conf.fork:make_interface"),),
+            ),
             _section("supervisorctl", (("serverurl", "unix://%(here)s/supervisor.sock"),)),
         )
     )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import supervisord_answers, until
+from supervisords import supervisord
 
 from host.protocol.errors import HostError
 from host.supervisor import (
@@ -28,17 +26,7 @@ from host.supervisor import (
     request_bytes,
 )
 
-CONFIG = """\
-[supervisord]
-nodaemon=true
-silent=true
-logfile=%(here)s/supervisord.log
-pidfile=%(here)s/supervisord.pid
-childlogdir=%(here)s
-[unix_http_server]
-file=%(here)s/supervisor.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+PROGRAMS = """\
 [program:sleeper]
 command=sleep 600
 numprocs=2
@@ -56,27 +44,17 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
-@pytest.fixture
-def supervisord(directory: Path) -> Iterator[Path]:
-    config = directory / "supervisord.conf"
-    config.write_text(CONFIG)
-    process = subprocess.Popen([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(config)])
-    path = directory / "supervisor.sock"
-    try:
-        until(lambda: supervisord_answers(path) or process.poll() is not None, "supervisord answers")
-        yield path
-    finally:
-        process.terminate()
-        process.wait(15)
-
-
 def running(processes: list[ProcessInfo]) -> bool:
     return all(process.state is ProcessState.RUNNING for process in processes if process.group == "sleeper")
 
 
 @pytest.mark.integration
-async def test_both_clients_see_and_stop_processes(supervisord: Path) -> None:
-    client, aclient = SupervisorClient(supervisord), AsyncSupervisorClient(supervisord)
+async def test_both_clients_see_and_stop_processes() -> None:
+    with supervisord(PROGRAMS) as started:
+        await see_and_stop(SupervisorClient(started.socket), AsyncSupervisorClient(started.socket))
+
+
+async def see_and_stop(client: SupervisorClient, aclient: AsyncSupervisorClient) -> None:
     async with asyncio.timeout(10):
         while not running(processes := await aclient.processes()):
             pass

@@ -154,6 +154,13 @@ def test_supervisord_itself(rendered: tuple[Path, Any]) -> None:
     assert (section.nodaemon, section.silent, section.umask) == (True, True, 0o077)
     assert section.logfile == f"{run_dir}/logs/supervisord.log"
     assert section.pidfile == f"{run_dir}/supervisord.pid"
+    interfaces = {name: factory.__module__ for name, factory, _ in section.rpcinterface_factories}
+    assert interfaces == {
+        "supervisor": "supervisor.rpcinterface",
+        "modelhost": "supervisor_conf.deaths",
+        "slots": "supervisor_conf.slots",
+        "fork": "supervisor_conf.fork",
+    }
     client = ClientOptions()
     client.realize(["-c", str(run_dir / "supervisord.conf")])
     assert client.serverurl == f"unix://{run_dir}/supervisor.sock"
