@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -207,12 +208,19 @@ def _uv(uv: Path, arguments: Sequence[str], report: Callable[[str], None]) -> li
         env=_uv_environment(os.environ),
         encoding="utf-8",
         errors="replace",
+        start_new_session=True,
         preexec_fn=terminated_with_parent(),  # noqa: PLW1509 - this process has no threads
     ) as process:
         assert process.stdout is not None  # noqa: S101 - it was asked for
-        for line in process.stdout:
-            said.append(line.rstrip())
-            report(line.rstrip())
+        try:
+            for line in process.stdout:
+                said.append(line.rstrip())
+                report(line.rstrip())
+        except BaseException:
+            # Ctrl-C. It, and whom it has compile, would go on to write what is about to be removed.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     if process.returncode:
         raise ConfigError("\n".join([f"uv {arguments[0]} failed:", *said[-_WORDS_OF_UV:]]))
     return said
