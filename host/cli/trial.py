@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -170,10 +171,11 @@ class TrialWorker:
             except (FileNotFoundError, ConnectionRefusedError):
                 pass
             code = self._process.poll() if self._process is not None else None
-            if code is not None:
+            # The worker's own alarm may ring first.
+            if code is not None and code != -signal.SIGALRM:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 raise HostError(f"the worker {how} before it was ready{self._log_end()}")
-            if time.monotonic() > deadline:
+            if code is not None or time.monotonic() > deadline:
                 limit_s = self._package.limits.startup_s
                 raise HostError(f"the worker is not ready after {limit_s} s (limits.startup_s){self._log_end()}")
             time.sleep(_LOOK_S)
