@@ -52,7 +52,7 @@ def compare(
     for host, wanted in fleet["hosts"].items():
         state = states.get(host) or {}
         rows.extend(_release(host, str((releases or {}).get(host) or ""), state))
-        if not state.get("running"):
+        if not state.get("running") or state.get("reason"):  # it may run, and not say of its models
             rows.append(_silent(host, wanted, state))
             continue
         there = {(one["name"], one["version"]): one for one in state["models"]}

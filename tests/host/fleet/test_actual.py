@@ -78,6 +78,7 @@ def test_what_differs_is_told(h1: list[dict[str, Any]], drift: list[str]) -> Non
         ({"unreachable": True, "msg": "no route"}, "cannot be reached"),
         ({"running": False, "reason": "no host runs in /run"}, "no host runs in /run"),
         ({"running": False}, "does not run"),
+        ({"running": True, "reason": "control does not answer", "models": []}, "control does not answer"),
         ({"failed": True, "msg": "no Python"}, "no Python"),
     ],
 )
