@@ -120,7 +120,6 @@ class Fleet:
     def close(self) -> None:
         """Take everything away at once. Fails if something of it is left, and with what."""
         with _uninterrupted():
-            inodes = self.network_inodes()
             if self._pen is not None:
                 self._pen.remove()
             for machine in self._machines.values():
@@ -130,13 +129,18 @@ class Fleet:
             for child in self._children:
                 child.wait()
             _remove_files(self.name, self.directory)
-            left = left_overs(self.name, self.directory, inodes)
+            left = left_overs(self.name, self.directory, self.network_inodes())
+            for namespace in self._namespaces():
+                namespace.close()
             assert not left, f"the fleet {self.name} has left behind: {left}"
 
     def network_inodes(self) -> set[int]:
-        """Name the fleet's network namespaces as /proc does."""
+        """Name the fleet's network namespaces as /proc does: until it is closed, when others get the numbers."""
+        return {each.inode for each in self._namespaces()}
+
+    def _namespaces(self) -> list[Namespace]:
         controller = [self._controller] if self._controller is not None else []
-        return {each.inode for each in (*controller, *(machine.network for machine in self._machines.values()))}
+        return [*controller, *(machine.network for machine in self._machines.values())]
 
     # -- hosts ------------------------------------------------------------------------------------------------------
     def wait_booted(self, host: str, limit_s: float = BOOT_LIMIT_S) -> None:
@@ -180,6 +184,7 @@ class Fleet:
         """Read a host's journal, with or without power."""
         argv = ["journalctl", "--no-pager", "--output=short-precise", *([f"--unit={unit}"] if unit else [])]
         if self.is_on(host):
+            self._ssh(host, ["journalctl", "--sync"])  # what was sent to it may not have been read yet
             return self._ssh(host, argv).stdout
         directory = self._machines[host].disk / "var/log/journal"
         done = subprocess.run(
@@ -278,6 +283,8 @@ class Fleet:
             "ANSIBLE_HOME": str(self.directory / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_PIPELINING": "1",
+            # To be let in, on a busy machine. One without power has no route to it, which shows sooner.
+            "ANSIBLE_TIMEOUT": "30",
         }
 
     def _environment(self, added: Mapping[str, str] | None) -> dict[str, str]:
@@ -331,7 +338,7 @@ Host *
     GlobalKnownHostsFile /dev/null
     StrictHostKeyChecking yes
     BatchMode yes
-    ConnectTimeout 5
+    ConnectTimeout 30
     ServerAliveInterval 5
     ServerAliveCountMax 3
     LogLevel ERROR

@@ -26,7 +26,7 @@ _MOUNT: Final = 'mount -t overlay -o "$1" host "$2" && shift 2 && exec "$@"'
 
 
 class Namespace:
-    """A network namespace, there as long as the process that holds it."""
+    """A network namespace, there until its processes are killed; its number is nobody else's until it is closed."""
 
     def __init__(self, pen: Pen) -> None:
         self._holder = subprocess.Popen(
@@ -39,7 +39,9 @@ class Namespace:
         with self._holder.stdout as output:
             output.read(1)  # it has unshared
         self.path = Path(f"/proc/{self._holder.pid}/ns/net")
-        self.inode = self.path.stat().st_ino
+        # The kernel gives the number of a namespace that is gone to the next, whoever makes it.
+        self._number = os.open(self.path, os.O_RDONLY)
+        self.inode = os.fstat(self._number).st_ino
         self.pid = self._holder.pid
         assert self.inode != Path("/proc/self/ns/net").stat().st_ino, "unshare did not give a network namespace"
 
@@ -62,6 +64,10 @@ class Namespace:
     def released(self) -> None:
         """Reap the holder, once it was killed."""
         self._holder.wait(END_LIMIT_S)
+
+    def close(self) -> None:
+        """Let its number go, once nothing is left to be found by it."""
+        os.close(self._number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ from wheelhouse import wheelhouse
 
 ANSIBLE: Final = CHECKOUT / "ansible"
 PLAY_LIMIT_S: Final = 480.0
+AGREE_LIMIT_S: Final = 60.0
+"""For what a busy machine has begun and not ended when a playbook ends; what stays wrong is wrong."""
 PORT: Final = 8080
 _RECAP: Final = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -95,6 +97,12 @@ class Operator:
         assert ok is None or (played.code == 0) is ok, played.said
         return played
 
+    def play_until_ok(self, name: str) -> None:
+        """Run a playbook that changes nothing again until it ends well."""
+        deadline = time.monotonic() + AGREE_LIMIT_S
+        while (played := self.play(name, ok=None)).code != 0:
+            assert time.monotonic() < deadline, played.said
+
     # -- what there is ----------------------------------------------------------------------------------------------
     def on(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of modelhost's commands on a host."""
@@ -102,8 +110,11 @@ class Operator:
         return self.fleet.ssh(host, [command, *arguments, "--config", "/etc/modelhost/modelhost.toml"], check=False)
 
     def models(self, host: str) -> list[dict[str, Any]]:
-        """What a host says of its models."""
-        found: list[dict[str, Any]] = json.loads(self.on(host, "status", "--json").stdout)["models"]
+        """What a host says of its models, when it can."""
+        deadline = time.monotonic() + AGREE_LIMIT_S
+        while "models" not in (said := json.loads(self.on(host, "status", "--json").stdout)):
+            assert time.monotonic() < deadline, said
+        found: list[dict[str, Any]] = said["models"]
         return found
 
     def running(self, host: str) -> dict[str, str]:
@@ -117,4 +128,6 @@ class Operator:
     def target(self, model: str, rate: float) -> Target:
         """Requests for a model through the balancer."""
         url = f"http://{self.fleet.addresses[BALANCER]}:{PORT}/v2/models/{model}/infer"
-        return Target(name=model, url=url, body=json.dumps(tensors(x=("INT64", [1, 1], [1]))), rate=rate)
+        body = json.dumps(tensors(x=("INT64", [1, 1], [1])))
+        # Longer than a host and the balancer together have for an answer: it is they who must say what became of it.
+        return Target(name=model, url=url, body=body, rate=rate, timeout_s=30.0)

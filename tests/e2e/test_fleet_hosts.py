@@ -170,13 +170,17 @@ def test_traffic_shows_what_became_of_each_request(fleet: Fleet) -> None:
     # One that was on its way when the server was killed has failed by that, whenever it was sent.
     assert failed.error is not None and failed.done_s > stopped_s
     assert not [request for request in report.failures if request.done_s < stopped_s], report
-    assert {each.error for each in report.failures if each.error} == {each.error for each in report.failures}
+    # Each says why. How the kernel ends what the killed one had open (a reset, an end, refused) is its own affair.
+    assert failed in report.failures
+    assert all(request.status is None and request.error for request in report.failures), report
+    for error in {str(request.error) for request in report.failures}:
+        assert f"x {error}" in str(report), report
     # None of what was planned was left out, however late it was sent.
-    planned_s = [request.planned_s for request in report.requests]
-    assert len(planned_s) == pytest.approx(1 + 100 * (max(planned_s) - min(planned_s)))
-    took_s = report.requests[-1].sent_s - report.requests[0].sent_s
-    assert 90 < len(report.requests) / took_s < 110 or report.lag_s > 0.05 * took_s, report
-    assert "Cannot connect to host" in str(report) or "ServerDisconnected" in str(report), report
+    planned_s = sorted(request.planned_s for request in report.requests)
+    assert len(planned_s) == pytest.approx(1 + 100 * (planned_s[-1] - planned_s[0]))
+    sent_s = sorted(request.sent_s for request in report.requests)
+    intervals, took_s = len(sent_s) - 1, sent_s[-1] - sent_s[0]
+    assert 90 < intervals / took_s < 110 or report.lag_s > 0.05 * took_s, report
 
 
 def test_traffic_to_a_host_without_power_is_not_answered(fleet: Fleet) -> None:
@@ -198,18 +202,16 @@ def test_fleets_at_once_do_not_see_each_other_and_leave_nothing(fleet: Fleet) ->
         second.ssh("h1", ["touch", "/srv/second"])
         assert fleet.ssh("h1", ["test", "-e", "/srv/second"], check=False).returncode == 1
         assert left_overs(second.name, second.directory, second.network_inodes())
-        inodes = second.network_inodes()
-    assert not left_overs(second.name, second.directory, inodes)
+    assert not left_overs(second.name, second.directory, set())
     assert fleet.ssh("h1", ["hostname"]).stdout == "h1\n"
 
 
 def test_a_failing_test_leaves_nothing(image: None) -> None:
     second = Fleet(["h1"], balancer=False)
     with pytest.raises(CommandFailed, match=r"(?s)7 from .*\ntold you\n"), second:
-        inodes = second.network_inodes()
         second.start_in_controller(["sleep", "1000"])
         second.ssh("h1", ["sh", "-c", "echo told you >&2; exit 7"])
-    assert not left_overs(second.name, second.directory, inodes)
+    assert not left_overs(second.name, second.directory, set())
 
 
 def test_a_command_past_its_limit_is_killed_with_all_it_started(fleet: Fleet) -> None:

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from fleet import BALANCER, HOSTS, Fleet
 from load import Request
-from operating import Operator
+from operating import AGREE_LIMIT_S, Operator
 from traffic import Report, Traffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.e2e]
@@ -82,6 +83,16 @@ def processes(operator: Operator, *models: str) -> dict[tuple[str, str], list[in
     return {(host, model): operator.pids(host, model) for host in HOSTS for model in models}
 
 
+def found_wrong(operator: Operator, host: str) -> list[dict[str, Any]]:
+    """What `modelhost doctor` finds on a host; again while it is something that a busy machine may be to blame for."""
+    deadline = time.monotonic() + AGREE_LIMIT_S
+    while True:
+        report = json.loads(operator.on(host, "doctor", "--json").stdout)
+        found = [one for one in report["findings"] if one["level"] != "ok" and one["check"] != "clock"]
+        if not found or time.monotonic() > deadline:
+            return found
+
+
 # -- from bare hosts ------------------------------------------------------------------------------------------------
 def test_an_inventory_that_is_wrong_touches_nothing(operator: Operator) -> None:
     operator.place(h1={"a": {"version": "7", "processes": 2}, "c": {"version": "1"}})
@@ -118,8 +129,7 @@ def test_from_bare_hosts_to_serving(operator: Operator) -> None:
 
 def test_hosts_are_what_the_role_says(operator: Operator, served: None) -> None:
     for host in HOSTS:
-        report = json.loads(operator.on(host, "doctor", "--json").stdout)
-        assert [one for one in report["findings"] if one["level"] != "ok" and one["check"] != "clock"] == []
+        assert found_wrong(operator, host) == []
         status = json.loads(operator.on(host, "status", "--isolation", "--json").stdout)
         assert status["missing"] == []
         listening = operator.fleet.ssh(host, ["ss", "-Hltn"]).stdout
@@ -157,8 +167,8 @@ def test_a_change_of_one_model_brings_nothing_else_and_leaves_nobody_out(operato
 
 # -- who gets requests ------------------------------------------------------------------------------------------------
 def test_no_request_comes_to_a_host_without_the_model(operator: Operator, traffic: Traffic) -> None:
-    traffic.wait_for(lambda request: request.target == "b", "an answer of b")
-    time.sleep(3)  # load, not a wait for something
+    first = traffic.wait_for(lambda request: request.target == "b", "an answer of b")
+    traffic.wait_for(lambda request: request.planned_s > first.planned_s + 3, "load")
     report = traffic.stop()
     assert not report.failures, report
     assert set(report.of("a").count(lambda request: request.host)) == {"h1", "h2"}
@@ -184,7 +194,7 @@ def test_scaling_on_one_host_shifts_the_weight(operator: Operator, traffic: Traf
     began_s = time.monotonic()
     played = operator.play("scale.yml", model="a", processes=4, host="h1")
     scaled_s = time.monotonic()
-    time.sleep(3)  # load, not a wait for something
+    traffic.wait_for(lambda request: request.target == "a" and request.planned_s > scaled_s + 3, "load")
     report = traffic.stop()
     assert not report.failures, report
     assert played.changed["h1"] > 0 and played.changed.get("h2", 0) == 0
@@ -301,14 +311,14 @@ def test_an_upgrade_that_fails_leaves_the_release_before(operator: Operator, tra
     assert {key: pids for key, pids in processes(operator, "a", "b").items() if key[0] != "h1"} == {
         key: pids for key, pids in before.items() if key[0] != "h1"
     }
-    operator.play("status.yml")
+    operator.play_until_ok("status.yml")  # the balancer has yet to see that h1 is up
 
 
 # -- what happens by itself -----------------------------------------------------------------------------------------
 def test_a_host_without_power(operator: Operator, traffic: Traffic) -> None:
     """Its models are served by others; it comes back without a hand."""
-    off_s = time.monotonic()
     operator.fleet.power_off("h1")
+    off_s = time.monotonic()
     traffic.wait_for(lambda request: request.sent_s > off_s + 6, "load without the host", limit_s=30)
     assert "h1: cannot be reached" in operator.play("status.yml", ok=False).said
     text = operator.changes.read_text()
@@ -323,7 +333,7 @@ def test_a_host_without_power(operator: Operator, traffic: Traffic) -> None:
     tell(f"power off: {report}")
     assert not report.failures, report
     assert {request.host for request in report.between(off_s + 4, off_s + 6).of("a").requests} == {"h2"}
-    operator.play("status.yml")
+    operator.play_until_ok("status.yml")  # h1 answers with its first processes; the others still load
 
 
 def test_status_tells_what_is_not_as_it_should_be(operator: Operator, served: None, tmp_path: Path) -> None:

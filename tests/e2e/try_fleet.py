@@ -38,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"a shell:    {login}",
                 "Ctrl-C takes it all away",
             ]
+            # From here on they are waited for: one that comes before the wait is not lost.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
             sys.stdout.write("\n".join([*lines, ""]))
             sys.stdout.flush()
-            signal.pause()
+            signal.sigwait([signal.SIGINT, signal.SIGTERM])
     except KeyboardInterrupt:
         pass
     return 0

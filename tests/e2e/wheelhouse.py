@@ -93,7 +93,7 @@ def _sources() -> dict[str, bytes]:
         names += [
             str(path.relative_to(CHECKOUT))
             for path in (CHECKOUT / part).rglob("*")
-            if path.is_file() and path.suffix != ".pyc"
+            if "__pycache__" not in path.parts and path.is_file()
         ]
     return {name: (CHECKOUT / name).read_bytes() for name in sorted(names)}
 
