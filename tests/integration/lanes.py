@@ -432,7 +432,7 @@ class TwoFronts:
 
     def settle(self) -> int:
         """Wait until the last connections are gone; give the open files that are left, at rest as at the start."""
-        until(lambda: self.held()[1] <= self.files_at_rest, "connections are closed", 15.0)
+        until(lambda: self.held()[1] <= self.files_at_rest, "connections are closed")
         return self.held()[1]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import select
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -187,6 +190,11 @@ class Visit:
         self._sock.close()
 
 
+QUIET_MAX_S: Final = 0.9
+"""So long a worker may stand at the gate and still get more: one that is quiet for a second counts as one that stands
+still (`dispatch.STALL_UNKNOWN_NS`). A test that took longer to send what it wants to be there tries again."""
+
+
 class Gate:
     """The test's side of a gated model. While it is there, every batch of it comes here and waits."""
 
@@ -198,7 +206,7 @@ class Gate:
         self._listener.listen(64)
         self._standing: list[Visit] = []
 
-    def entered(self, limit_s: float = 10.0) -> Visit:
+    def entered(self, limit_s: float = 30.0) -> Visit:
         """Wait for the next batch to arrive."""
         self._listener.settimeout(limit_s)
         sock, _ = self._listener.accept()
@@ -209,6 +217,15 @@ class Gate:
         visit = Visit(sock, tuple(value for (value,) in struct.iter_unpack("<d", data)))
         self._standing.append(visit)
         return visit
+
+    def let_all_through(self, connections: Sequence[http.client.HTTPConnection]) -> None:
+        """Let everybody through, who stands here and who comes, until all of these have their answer to read."""
+        socks = {connection.sock for connection in connections}
+        while set(select.select(socks, [], [], 0)[0]) != socks:
+            for visit in self._standing:
+                visit.let_through()
+            with suppress(TimeoutError):
+                self.entered(0.05)
 
     def remove(self) -> None:
         """Take the gate away: who waits goes on, who comes later does not wait."""

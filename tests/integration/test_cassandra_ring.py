@@ -30,7 +30,7 @@ GIVEN_UP_S: Final = 0.5 * PATIENCE
 READS: Final = 2_000
 """In each phase, after that."""
 READERS: Final = 16
-ATTEMPTS: Final = 4
+ATTEMPTS: Final = 8
 """So often the nodes are lost, at most: one time neither the readers nor the node that is left may have been held up by
 whatever else runs on the machine."""
 

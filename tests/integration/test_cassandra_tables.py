@@ -27,7 +27,13 @@ MakeTable = Callable[..., FeatureView]
 def cql(cassandra: CassandraNodes) -> Iterator[Session]:
     """Give a session of the plain driver, in a keyspace of its own."""
     profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), request_timeout=LIMIT_S)
-    cluster = Cluster(cassandra.contact_points, port=cassandra.port, execution_profiles={EXEC_PROFILE_DEFAULT: profile})
+    cluster = Cluster(
+        cassandra.contact_points,
+        port=cassandra.port,
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        connect_timeout=LIMIT_S,
+        control_connection_timeout=LIMIT_S,
+    )
     session = cluster.connect()
     session.execute("CREATE KEYSPACE tables WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}")
     session.set_keyspace("tables")

@@ -73,7 +73,13 @@ def test_a_model_that_hangs_in_native_code_is_dumped_and_replaced(repository: Pa
     write_crashing(repository, timeout_ms=30_000, hang_s=1, max_batch_rows=1)
     host = make_host(repository, processes={"crashing": 1})
     host.start()
-    for _ in range(3):
+    for _ in range(6):
+        (pid,) = host.worker_pids("crashing").values()
+        joined, start = host.joined(), time.monotonic()
+        host.kill(pid)
+        until(lambda: host.joined() > joined and host.is_ready("crashing"), "a killed worker is replaced")  # noqa: B023
+        killed_s = time.monotonic() - start
+        time.sleep(SHORT_LIFE_S)  # workers that die younger are held back in the end
         (pid,) = host.worker_pids("crashing").values()
         joined, start = host.joined(), time.monotonic()
         answer = host.infer("crashing", doubled(14))
@@ -81,15 +87,16 @@ def test_a_model_that_hangs_in_native_code_is_dumped_and_replaced(repository: Pa
         # Not at its deadline, but when its worker was ended; by 502 if another one was there by then.
         assert answer.status in (502, 503)
         assert answered_s >= 1
-        until(lambda: host.joined() > joined and host.is_ready("crashing"), "the worker is replaced", 30.0)  # noqa: B023
+        until(lambda: host.joined() > joined and host.is_ready("crashing"), "the worker is replaced")  # noqa: B023
         replaced_s = time.monotonic() - start
         assert host.worker_pids("crashing") != {0: pid}
-        # On a busy machine it is measured again.
-        if answered_s < 2 and replaced_s < 1 + 2:
+        # On a busy machine it is measured again; one where a start takes so long has that time.
+        limit_s = 1 + max(2.0, 1 + killed_s)
+        if answered_s < 2 and replaced_s < limit_s:
             break
-        time.sleep(SHORT_LIFE_S)  # workers that die younger are held back in the end
+        time.sleep(SHORT_LIFE_S)
     assert answered_s < 2
-    assert replaced_s < 1 + 2
+    assert replaced_s < limit_s
     log = host.log("crashing.v1:0")
     assert "most recent call first" in log
     assert re.search(r'model\.py", line \d+ in predict', log)

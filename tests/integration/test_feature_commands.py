@@ -306,7 +306,7 @@ def running(made: Path) -> Iterator[subprocess.Popen[str]]:
     """Begin a load that takes a minute, and wait until the first rows are there."""
     write_users(made, 60_000)
     with begun(made, "load", "users", "users.csv", "--rate", "1000") as process:
-        until(lambda: (made / "users.csv.progress").exists() or process.poll() is not None, "the first batch")
+        until(lambda: (made / "users.csv.progress").exists() or process.poll() is not None, "the first batch", LIMIT_S)
         assert process.poll() is None
         yield process
         process.kill()
@@ -433,7 +433,7 @@ def test_the_same_commands_with_cassandra(place: Path, cassandra: CassandraNodes
     succeeds(place, "create", "users", "--apply")
     process = begun(place, "load", "users", file, "--rate", "4000")
     with process:
-        until(lambda: (place / "users.csv.progress").exists() or process.poll() is not None, "the first batch")
+        until(lambda: (place / "users.csv.progress").exists() or process.poll() is not None, "the first batch", LIMIT_S)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, err

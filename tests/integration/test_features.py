@@ -230,17 +230,21 @@ def test_a_view_that_does_not_fit_its_table_keeps_its_model_from_being_ready(
         model.write_text(model.read_text().replace("users.karma", "users.charm"))
     host = make_host(repository, settings={"features": features})
     host.start()
-    answer = host.infer("echo", ask_for(1))
-    assert answer.error == (503, "MODEL_NOT_READY")
-    assert "charm" in answer.document["error"]
+    # Front and control each ask the feature process; until it has told them, they say that it is not ready.
+    until(lambda: "charm" in host.infer("echo", ask_for(1)).document["error"], "the front knows")
+    assert host.infer("echo", ask_for(1)).error == (503, "MODEL_NOT_READY")
     assert host.call("GET", "/v2/models/echo/ready").status == 503
     assert host.call("GET", "/v2/models/plain/ready").status == 200
     assert host.infer("plain", tensors(x=("FP64", [1, 1], [1.0]))).status == 200
-    [echo] = [model for model in host.status().models if model.name == "echo"]
-    assert "charm" in echo.reason
+
+    def reason() -> str:
+        [echo] = [model for model in host.status().models if model.name == "echo"]
+        return echo.reason
+
+    until(lambda: "charm" in reason(), "control knows")
     shown = host.command("status")
     assert shown.returncode == 1
-    assert f"echo version 1: {echo.reason}" in shown.stdout
+    assert f"echo version 1: {reason()}" in shown.stdout
 
 
 def test_a_killed_feature_process_is_back_and_hurts_nobody_else(

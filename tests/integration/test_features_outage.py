@@ -26,14 +26,14 @@ from feature_io.client import ask_all
 from host.config.features import read_features
 from host.protocol.messages import Operation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 HOT: Final = 20
 """Users that are asked for all the time, and so cached."""
 DEADLINE_MS: Final = 5000
 SLACK_S: Final = 3.0
 """Of a busy machine, beyond the deadline."""
-DELAY_S: Final = 1.0
+DELAY_S: Final = 3.0
 """Longer than the view's patience."""
 
 STORE: Final = """
@@ -43,7 +43,7 @@ contact_points = ["{address}"]
 port = {port}
 connect_timeout_ms = 3000
 """
-OPTIONS: Final = 'keyspace = "outage"\ntimeout_ms = 200\nttl_s = 0.5\nstale_s = 0.1\nnegative_ttl_s = 0.1\n'
+OPTIONS: Final = 'keyspace = "outage"\ntimeout_ms = 1000\nttl_s = 0.5\nstale_s = 0.1\nnegative_ttl_s = 0.1\n'
 STRICT: Final = OPTIONS + 'unavailable = "refuse"\n'
 
 
@@ -194,7 +194,7 @@ def assert_in_time(load: Load) -> None:
     assert not late, f"deadline {DEADLINE_MS} ms: {late}"
 
 
-def until_well(load: Load, limit_s: float = 60.0) -> None:
+def until_well(load: Load, limit_s: float = 180.0) -> None:
     """Wait until every client gets what it gets from a healthy store, and nothing else any more."""
     healthy = {"cached": {"cached", "present", "stale"}, "cold": {"missing"}, "strict": {"missing"}, "plain": {"200"}}
 
@@ -216,9 +216,9 @@ def test_a_store_that_goes_away(cassandra: CassandraNodes, outage: tuple[Running
         load.forget()
         with gone(cassandra, proxy, how):
             # Until what was cached is past its time, and the circuit has opened.
-            until(lambda: load.counted().get("cached", {}).get("stale", 0) >= 50, "stale rows are served", 20)
-            until(lambda: load.counted().get("cold", {}).get("unavailable", 0) >= 50, "defaults are served", 20)
-            until(lambda: load.counted().get("strict", {}).get("503", 0) >= 50, "strict views refuse", 20)
+            until(lambda: load.counted().get("cached", {}).get("stale", 0) >= 50, "stale rows are served")
+            until(lambda: load.counted().get("cold", {}).get("unavailable", 0) >= 50, "defaults are served")
+            until(lambda: load.counted().get("strict", {}).get("503", 0) >= 50, "strict views refuse")
             seen = load.counted()
             assert_in_time(load)
             load.forget()
@@ -244,11 +244,13 @@ def test_a_killed_feature_process_under_load(
         load.forget()
         for number in range(3):
             slot = f"features:{number % processes}"
-            pid = host.slot(slot).pid
+            pid, joined = host.slot(slot).pid, host.joined()
             host.kill(pid)
-            until(lambda: host.slot(slot).ready and host.slot(slot).pid != pid, "the process is back", 20)  # noqa: B023
+            # For control and for the front, which each have a connection of their own.
+            until(lambda: host.slot(slot).ready and host.slot(slot).pid != pid, "the process is back")  # noqa: B023
+            until(lambda: host.joined() > joined, "the front has it back")  # noqa: B023
             load.forget()
-            until(lambda: load.counted().get("cached", {}).get("cached", 0) >= 10, "features are read again", 20)
+            until(lambda: load.counted().get("cached", {}).get("cached", 0) >= 10, "features are read again")
         assert_in_time(load)
     total = load.total
     assert set(total["plain"]) == {"200"}, total
@@ -272,7 +274,7 @@ def test_ten_outages_leave_nothing(cassandra: CassandraNodes, outage: tuple[Runn
     with Load(host) as load:
         until_well(load)
         with gone(cassandra, proxy, "frozen"):  # the driver makes some things only when they are first needed
-            until(lambda: load.counted().get("strict", {}).get("503", 0) >= 10, "the store is gone", 20)
+            until(lambda: load.counted().get("strict", {}).get("503", 0) >= 10, "the store is gone")
         until_well(load)
     before = footprint(host)
     for how in CYCLES:
@@ -280,7 +282,7 @@ def test_ten_outages_leave_nothing(cassandra: CassandraNodes, outage: tuple[Runn
             until_well(load)
             load.forget()
             with gone(cassandra, proxy, how):
-                until(lambda: load.counted().get("strict", {}).get("503", 0) >= 10, "the store is gone", 20)
+                until(lambda: load.counted().get("strict", {}).get("503", 0) >= 10, "the store is gone")
             until_well(load)
     assert host.slot("features:0").pid == pid
 

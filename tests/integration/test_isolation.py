@@ -248,7 +248,7 @@ def test_two_models_cannot_write_to_one_directory(repository: Path, make_host: M
 
 # -- deaths -------------------------------------------------------------------------------------------------------
 def died(host: RunningHost, program: str, kind: DeathKind, count: int = 1) -> SlotStatus:
-    """Wait until control has counted a death and the slot serves again."""
+    """Wait until control has counted a death and the slot serves again, also for the front, which sees it by itself."""
 
     def seen() -> SlotStatus | None:
         slot = host.slot(program)
@@ -257,6 +257,7 @@ def died(host: RunningHost, program: str, kind: DeathKind, count: int = 1) -> Sl
     slot = until(seen, f"{program} died of {kind} and is back", 30)
     assert slot is not None and slot.last_exit is not None
     assert slot.last_exit.kind is kind
+    until(lambda: host.is_ready(program.partition(".v")[0]), "the front has it")
     return slot
 
 

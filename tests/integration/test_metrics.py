@@ -89,7 +89,7 @@ def test_both_formats_on_both_ways(host: RunningHost) -> None:
 # -- what is counted ------------------------------------------------------------------------------------------
 def numbers(host: RunningHost) -> dict[tuple[str, str], float]:
     """Every counter of the host: name and labels to number."""
-    text = until(lambda: text_or_none(host), "control answers", 20.0) or ""
+    text = until(lambda: text_or_none(host), "control answers") or ""
     return {
         (sample.name, json.dumps(sample.labels, sort_keys=True)): sample.value
         for family in text_string_to_metric_families(text)

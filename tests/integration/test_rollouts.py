@@ -20,6 +20,7 @@ from clients import off_loop
 from hosts import HandHost, RunningHost, read_answer, tensors, until
 from versions import watched, write_versions
 
+from host.cli.listeners import listening_inodes
 from host.config.history import read_history
 from host.front.fast_lane import FAREWELL_S
 from host.manifest import MANIFEST_FILE, encode_manifest, list_files, make_manifest
@@ -304,6 +305,7 @@ async def test_a_rollout_is_finished_whoever_dies(victim: str, repository: Path,
         assert groups(host) == {f"versioned.v{version}"}
         workers = [words for words in host.pids().values() if any("by_path.py" in word for word in words)]
         assert len(workers) == 2, workers
+        await off_loop(lambda: host.is_ready("versioned"), "the front serves")
         assert host.infer("versioned", ONE).document["model_version"] == version
 
 
@@ -317,6 +319,8 @@ async def test_a_front_is_restarted_and_no_request_fails(repository: Path, make_
             for front in ("front:0", "front:1", "front:0"):
                 await watch.more(100)
                 await asyncio.to_thread(host.supervisorctl, "restart", front)
+                # For supervisord it runs once it has lived for a second, whether it listens by then or not.
+                await off_loop(lambda: len(listening_inodes(host.port)) == 2, "both listen")
                 await watch.more(100)
         if not watch.was_late:
             break
@@ -335,9 +339,10 @@ def test_a_front_that_stands_still_while_it_stops_answers_what_came_meanwhile(
         with closing(host.connect()) as connection:
             ask(connection)
             assert read_answer(connection).status == 200
-            stopped = time.monotonic()
+            stopped, drained = time.monotonic(), host.log("front:0").count(" draining: ")
             front.send_signal(signal.SIGTERM)
-            time.sleep(FAREWELL_S / 5)  # it has begun to stop
+            until(lambda: host.log("front:0").count(" draining: ") > drained, "it has begun to stop")  # noqa: B023
+            time.sleep(FAREWELL_S / 10)
             front.send_signal(signal.SIGSTOP)
             was_in_time = time.monotonic() - stopped < FAREWELL_S / 2
             # One that was closed before the request came would say nothing.
@@ -544,7 +549,7 @@ async def test_a_model_is_scaled_by_its_load_and_back(repository: Path, make_hos
 
 
 async def test_a_model_without_a_process_starts_with_the_first_request(repository: Path, make_host: MakeHost) -> None:
-    write_versions(repository, ["1", "2"])
+    write_versions(repository, ["1", "2"], timeout_ms=30_000)  # of which a start on a busy machine is a part
     host = make_host(repository)
     host.deployment_file.write_text(
         '[[models]]\nname = "versioned"\nversion = "1"\nmin_processes = 0\nmax_processes = 2\n'

@@ -85,7 +85,7 @@ def repository() -> Iterator[Path]:
     write_versions(path, ["1", "2"])
     write_versions(path, ["1", "2"], name="faulty", fault="raise")
     write_echo(path)
-    limits = {"hang_s": 1, "timeout_ms": 500, "retry": False}
+    limits = {"hang_s": 1, "timeout_ms": 10_000, "retry": False}
     write_package(
         path, "stuck", STUCK, inputs=[("x", "FP64", [-1, 1])], outputs=[("y", "FP64", [-1, 1])], limits=limits
     )
@@ -377,7 +377,7 @@ def test_a_models_page_shows_signature_golden_cases_and_causes_of_death(
 
 def test_a_model_that_hangs_shows_where(host: RunningHost, open_page: Callable[..., Watched]) -> None:
     page = open_page("/models/stuck").page
-    host.infer("stuck", tensors(x=("FP64", [1, 1], [1.0])))
+    assert host.infer("stuck", tensors(x=("FP64", [1, 1], [1.0]))).error == (502, "WORKER_DIED")
     death = page.locator(".deaths li").first
     expect(death).to_contain_text("hung: predict did not return within hang_s = 1 s")
     death.get_by_text("Stacks").click()

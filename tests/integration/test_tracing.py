@@ -13,7 +13,7 @@ import pytest
 from collector import Collector, attributes
 from features import PATIENT, ask_for, write_echo, write_features, write_plain
 from hosts import CHECKOUT, RunningHost, read_answer, tensors, until
-from packages import Gate, write_gated
+from packages import QUIET_MAX_S, Gate, write_gated
 
 pytestmark = pytest.mark.integration
 
@@ -103,17 +103,22 @@ def test_a_request_with_features_is_one_trace(host: RunningHost, collector: Coll
 
 
 def test_requests_of_one_batch_are_linked(host: RunningHost, collector: Collector, gate: Gate) -> None:
-    # Both workers stand at the gate; behind each, two requests wait for the next batch.
-    first = [host.send("POST", "/v2/models/gated/infer", one(number)) for number in (1.0, 2.0)]
-    standing = [gate.entered(), gate.entered()]
-    ids, waiting = [], []
-    for number in range(10, 14):
-        trace_id, headers = traceparent(number)
-        ids.append(trace_id)
-        waiting.append(host.send("POST", "/v2/models/gated/infer", one(number), headers))
-    health = host.call("GET", "/v2/models/gated/ready")  # behind them, on the same loop
-    assert health.status == 200
-    until(lambda: host.call("GET", "/v2/models/stats").status == 200, "the loop has seen them")
+    for start in range(100, 200, 10):
+        # Both workers stand at the gate; behind each, two requests wait for the next batch.
+        begun = time.monotonic()
+        first = [host.send("POST", "/v2/models/gated/infer", one(number)) for number in (1.0, 2.0)]
+        standing = [gate.entered(), gate.entered()]
+        ids, waiting = [], []
+        for number in range(start, start + 4):
+            trace_id, headers = traceparent(number)
+            ids.append(trace_id)
+            waiting.append(host.send("POST", "/v2/models/gated/infer", one(number), headers))
+        health = host.call("GET", "/v2/models/gated/ready")  # behind them, on the same loop
+        assert health.status == 200
+        until(lambda: host.call("GET", "/v2/models/stats").status == 200, "the loop has seen them")
+        if time.monotonic() - begun < QUIET_MAX_S:
+            break
+        gate.let_all_through([*first, *waiting])
     for visit in standing:
         visit.let_through()
     together = [gate.entered(), gate.entered()]
@@ -189,7 +194,7 @@ def test_a_collector_that_is_down_costs_a_line(repository: Path, make_host: Call
         host.start()
         for _ in range(20):
             assert host.infer("plain", one(1.0)).status == 200
-        until(lambda: "did not get to" in host.log("front:0"), "it is told", 20.0)
+        until(lambda: "did not get to" in host.log("front:0"), "it is told")
         for _ in range(20):
             assert host.infer("plain", one(1.0)).status == 200
         lines = [line for line in host.log("front:0").splitlines() if " WARNING " in line or " ERROR " in line]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -52,7 +50,7 @@ class Model:
         if behaviour == "hang":
             time.sleep(600)
         if behaviour == "slow":
-            time.sleep(0.2)
+            time.sleep(1.0)
         if behaviour == "crash":
             ctypes.string_at(13)
         if behaviour == "raise":
@@ -213,7 +211,7 @@ async def test_a_canary_without_workers_costs_no_request(repository: Path, make_
         await watch.more(100)
         for _ in range(3):
             [pid] = host.worker_pids_of("versioned.v2").values()
-            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(host.kill, pid)
             await watch.more(100)
             await off_loop(lambda: host.slot("versioned.v2:0").ready, "the canary is back")
             await watch.more(100)

@@ -52,6 +52,7 @@ async def test_a_worker_ends_under_load(repository: Path, make_host: MakeHost, n
     await asyncio.to_thread(host.start)
     before = host.worker_pids("fragile")
     assert before.keys() == {0, 1}
+    await off_loop(lambda: host.joined() == 2, "supervisord has written that both have joined")
     async with asyncio.timeout(60), loaded(host, "fragile") as load:
         for slot in (0, 1):
             await load.more(200)
@@ -72,6 +73,7 @@ async def test_the_only_worker_is_killed_under_load(repository: Path, make_host:
     host = make_host(repository)
     await asyncio.to_thread(host.start)
     (pid,) = host.worker_pids("fragile").values()
+    await off_loop(lambda: host.joined() == 1, "supervisord has written that it has joined")
     async with asyncio.timeout(60), loaded(host, "fragile", clients=4) as load:
         await load.more(50)
         joined = host.joined()
@@ -582,7 +584,7 @@ def test_a_front_that_ends_finds_its_workers_again(everything: Path, make_host: 
     workers = {model: host.worker_pids(model) for model in host.packages}
     (front,) = host.front_pids()
     host.kill(front, number)
-    until(host.is_ready, "the host is ready again", 20.0)
+    until(host.is_ready, "the host is ready again")
     assert host.front_pids() != [front]
     assert {model: host.worker_pids(model) for model in host.packages} == workers
     assert host.infer("fragile", doubled(6)).document["outputs"][0]["data"] == [12.0]
@@ -641,4 +643,4 @@ def test_workers_do_not_outlive_a_killed_supervisord(repository: Path, make_host
     before = set(host.pids()) - {supervisord, host.up_pid}
     host.kill(supervisord)
     until(lambda: not before & set(host.pids()), "every process of it is gone")
-    until(lambda: host.is_ready("fragile"), "the host is back")
+    until(lambda: host.is_ready("fragile"), "the host is back", 90)

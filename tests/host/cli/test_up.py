@@ -219,7 +219,7 @@ def test_a_request_in_hand_is_answered_before_the_host_stops(host: HostUnderTest
             "    load(self, package)\n"
             "Model.load, Model.predict = remembering, slowly\n"
         )
-    process = host.up()
+    process = host.up("--drain-s", "60")
     request = '{"inputs": [{"name": "speed", "shape": [1, 1], "datatype": "FP64", "data": [7]}]}'
     (host.directory / "request.json").write_text(request)
     asking = host.start("predict", "line", "-i", "request.json", "--json")
