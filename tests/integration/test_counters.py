@@ -95,6 +95,14 @@ def new_process(host: RunningHost, program: str, killed: int, listened: int) -> 
     return there and (not program.startswith("front:") or host.log(program).count(LISTENING) > listened)
 
 
+async def killed(host: RunningHost, program: str) -> None:
+    """Kill a process, and wait until another one does its work."""
+    pid = (await asyncio.to_thread(host.slot, program)).pid
+    listened = host.log(program).count(LISTENING)
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: new_process(host, program, pid, listened), f"another {program}")
+
+
 @contextmanager
 def counters_watched(host: RunningHost) -> Iterator[None]:
     """Read the files again and again: no counter may ever be less than it was."""
@@ -139,22 +147,16 @@ async def test_sums_are_what_clients_counted_whoever_is_killed(repository: Path,
     async def load(rounds: int) -> None:
         await asyncio.gather(*(client(rounds, force_close=place % 2 == 0) for place in range(CLIENTS)))
 
-    async def kill(program: str) -> None:
-        pid = (await asyncio.to_thread(host.slot, program)).pid
-        listened = host.log(program).count(LISTENING)
-        os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(until, lambda: new_process(host, program, pid, listened), f"another {program}")
-
     with counters_watched(host):
         loading = asyncio.create_task(load(ROUNDS))
         for program in ("fragile.v1:0", "texts.v1:0", "fragile.v1:1"):
-            await kill(program)
+            await killed(host, program)
         await loading
         assert not loading.cancelled()
         assert counted(host) - before == seen
         # What a front that is killed had not answered nobody can count; so it has nothing in hand.
         for program in ("front:0", "front:1"):
-            await kill(program)
+            await killed(host, program)
             await load(3)
         assert counted(host) - before == seen
     assert {group for group, _ in seen} == {"fragile.v1", "texts.v1", ""}
@@ -192,9 +194,7 @@ async def test_requests_cut_off_with_their_front_are_counted_once_at_most(
 
     clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
     for program in ("front:0", "front:1", "front:0"):
-        pid = (await asyncio.to_thread(host.slot, program)).pid
-        os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(until, lambda: new_process(host, program, pid), f"another {program}", 30.0)  # noqa: B023
+        await killed(host, program)
     stop.set()
     await asyncio.gather(*clients)
     assert answered <= counted(host)["fragile.v1", 200] <= answered + broken
