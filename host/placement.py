@@ -97,7 +97,15 @@ def place(topology: Topology, demands: Sequence[Demand], kept: Mapping[str, Gran
     free = [core for core in _cores(topology) if not core.cpus & named_cpus]
     spare = topology.numbers - named_cpus - frozenset().union(*(core.cpus for core in free))
     counted = {d.name: d.cpus for d in demands if isinstance(d.cpus, int) and not d.light}
-    given, pool = _divide(counted, free, spare, kept or {})
+    held = {name: grant.cpus for name, grant in (kept or {}).items() if grant.exclusive}
+    given, pool = _divide(counted, free, spare, held)
+    # What has its cores goes first. So, placed again, there may be room for more, which is then given now: who places
+    # the same again moves nobody.
+    for _ in counted:
+        more, smaller = _divide(counted, free, spare, held | given)
+        if more == given:
+            break
+        given, pool = more, smaller
     crowded = not pool and given.keys() != counted.keys()
     pool = pool or topology.numbers
     return {demand.name: _grant(demand, given.get(demand.name), named, pool, crowded=crowded) for demand in demands}
@@ -125,11 +133,14 @@ def _grant(
 
 
 def _divide(
-    counted: Mapping[str, int], free: Sequence[_Core], spare: frozenset[int], kept: Mapping[str, Grant]
+    counted: Mapping[str, int], free: Sequence[_Core], spare: frozenset[int], held: Mapping[str, frozenset[int]]
 ) -> tuple[dict[str, frozenset[int]], frozenset[int]]:
-    """Whole cores by name, and the pool. `spare`: CPUs beside a named sibling, which are nobody's whole core."""
+    """Whole cores by name, and the pool. `spare`: CPUs beside a named sibling, which are nobody's whole core.
+
+    `held`: the CPUs of those that have whole cores by now.
+    """
     for reserve in range(len(free) + 1):
-        given = _exclusive(counted, free, len(free) - reserve, kept)
+        given = _exclusive(counted, free, len(free) - reserve, held)
         taken = frozenset().union(*given.values())
         pool = spare.union(*(core.cpus for core in free)) - taken
         shared = sum(count for name, count in counted.items() if name not in given)
@@ -139,7 +150,7 @@ def _divide(
 
 
 def _exclusive(
-    counted: Mapping[str, int], free: Sequence[_Core], most: int, kept: Mapping[str, Grant]
+    counted: Mapping[str, int], free: Sequence[_Core], most: int, held: Mapping[str, frozenset[int]]
 ) -> dict[str, frozenset[int]]:
     """Give away at most so many cores: to those who had some, then to the others in their order."""
     left = list(free)
@@ -152,9 +163,8 @@ def _exclusive(
                 left.remove(core)
 
     for name, count in counted.items():
-        before = kept.get(name)
-        if before is not None and before.exclusive:
-            give(name, _same_cores(count, before.cpus, left))
+        if name in held:
+            give(name, _same_cores(count, held[name], left))
     for name, count in counted.items():
         if name not in given:
             give(name, _cores_for(count, left, free))

@@ -101,6 +101,19 @@ def test_weight_follows_the_cpus_that_are_wanted() -> None:
     assert (grants["a:0"].weight, grants["b:0"].weight) == (100, 200)
 
 
+@pytest.mark.parametrize(
+    ("host", "demands"),
+    [
+        (topology(4, smt=2, nodes=2), [*slots("a", 2, cpus=3), *slots("b", 1, cpus=2), *slots("c", 2, cpus=2)]),
+        (topology(6, smt=2, nodes=2), [*slots("a", 3, cpus=3), *slots("b", 3, cpus=2)]),
+    ],
+)
+def test_what_there_is_room_for_is_given_at_once(host: Topology, demands: list[Demand]) -> None:
+    """Not when it is placed again, with those first that have their cores by then."""
+    grants = place(host, demands)
+    assert place(host, demands, grants) == grants
+
+
 def test_grants_are_kept_when_a_model_in_front_goes() -> None:
     before = place(topology(4), [*slots("a", 1), *slots("b", 1), *slots("c", 1)])
     after = place(topology(4), [*slots("c", 1), *slots("d", 2)], before)
