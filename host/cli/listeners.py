@@ -44,13 +44,21 @@ def listening_processes(port: int, proc: Path = PROC) -> list[ListeningProcess]:
     return list(_listening(port, proc))
 
 
+def _target(link: Path) -> str:
+    """What a descriptor leads to; empty if it was closed meanwhile."""
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""
+
+
 def _listening(port: int, proc: Path) -> Iterator[ListeningProcess]:
     targets = {f"socket:[{inode}]" for inode in listening_inodes(port, proc)}
     if not targets:
         return
     for directory in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
-            if any(str(link.readlink()) in targets for link in (directory / "fd").iterdir()):
+            if any(_target(link) in targets for link in (directory / "fd").iterdir()):
                 words = (directory / "cmdline").read_bytes().split(b"\0")
                 yield ListeningProcess(int(directory.name), b" ".join(words).decode("utf-8", "replace").strip()[:100])
         except OSError:
