@@ -155,7 +155,7 @@ def numbers(answered: int, failed: int, counts: Counts) -> dict[str, Any]:
     return {
         "requests": requests,
         "failed": failed,
-        "failed_percent": round(100 * failed / requests, 4) if requests else None,
+        "failed_percent": 100 * failed / requests if requests else None,
         **{f"p{percent}_ms": quantile_ms(counts, percent / 100) for percent in (50, 90, 99)},
     }
 
