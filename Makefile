@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) tools/bootstrap.py
 DEV = .venv/dev/bin
 
-.PHONY: help run test lint types unit unit-pythons integration e2e fleet fuzz-lanes scenarios bench lock build clean python dev
+.PHONY: help run test lint types unit unit-pythons integration e2e fleet explore fuzz-lanes scenarios bench lock build clean python dev
 # With -j too: what fails is told apart.
 .NOTPARALLEL:
 
@@ -49,6 +49,9 @@ e2e: dev ## tests with a fleet of real hosts: systemd, SSH, Ansible (as root, on
 
 fleet: dev ## boot a fleet of bare hosts to try playbooks on; Ctrl-C takes it away
 	@exec $(DEV)/python tests/e2e/try_fleet.py $(ARGS)
+
+explore: dev ## the property tests with other examples each time, and twenty times as many
+	$(DEV)/pytest -m "hypothesis and not integration" -n 2 --hypothesis-profile explore $(ARGS)
 
 fuzz-lanes: dev ## a million generated requests against both lanes of the front
 	cd tests/integration && PYTHONPATH=. ../../$(DEV)/python lanes.py $(ARGS)

@@ -104,7 +104,7 @@ def haproxy() -> Iterator[FakeHaproxy]:
 
 
 def run(haproxy: FakeHaproxy, **options: Any) -> dict[str, Any]:
-    return run_module(module, **{"socket": haproxy.path, "timeout_s": 5, **options})
+    return run_module(module, **{"socket": haproxy.path, "timeout_s": 60, **options})
 
 
 # -- tables ------------------------------------------------------------------------------

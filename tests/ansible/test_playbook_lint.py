@@ -34,7 +34,7 @@ def run(tmp_path: Path, *command: str | Path) -> subprocess.CompletedProcess[str
         env={**os.environ, **{key: str(value) for key, value in found.items()}},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=590,
         check=False,
     )
 

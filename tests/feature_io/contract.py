@@ -33,7 +33,7 @@ LIMIT_S: Final = 20.0
 
 STALL_READ_S: Final = 0.4
 """The patience of a read that cannot be answered."""
-STALL_LIMIT_S: Final = 5.0
+STALL_LIMIT_S: Final = 20.0
 """By then it must have ended, on a machine that is busy with other things too."""
 
 _numbers = itertools.count(1)

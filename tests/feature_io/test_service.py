@@ -257,7 +257,7 @@ async def test_features_take_their_share_of_the_time_and_no_more() -> None:
             begun = time.monotonic()
             head, body = await bench.ask(asking(1), left_s=0.5)
             took_s = time.monotonic() - begun
-            if took_s < 0.5 + 1.0:
+            if took_s < 0.5 + 1.0 and head.status != 504:
                 break
             # Something else had the processor. Whoever asks again waits for the same read.
         assert head.status == 503

@@ -81,9 +81,9 @@ async def test_nobody_there_is_a_host_error(directory: Path) -> None:
     path = directory / "supervisor.sock"
     for _ in range(2):
         with pytest.raises(SupervisorUnreachable, match=f"does not answer on {path}"):
-            SupervisorClient(path).call("getState")
+            SupervisorClient(path, 60.0).call("getState")
         with pytest.raises(HostError, match=f"does not answer on {path}"):
-            await AsyncSupervisorClient(path).call("getState")
+            await AsyncSupervisorClient(path, 60.0).call("getState")
         # The second time: a socket that nobody listens on any more.
         if not path.exists():
             with socket.socket(socket.AF_UNIX) as left:
@@ -121,9 +121,9 @@ async def test_an_answer_that_is_none_is_named(directory: Path, answer: bytes) -
         thread = threading.Thread(target=answer_twice)
         thread.start()
         with pytest.raises(SupervisorUnreachable, match="getState"):
-            SupervisorClient(path).call("getState")
+            SupervisorClient(path, 60.0).call("getState")
         with pytest.raises(SupervisorUnreachable, match="getState"):
-            await AsyncSupervisorClient(path).call("getState")
+            await AsyncSupervisorClient(path, 60.0).call("getState")
         thread.join(10)
 
 

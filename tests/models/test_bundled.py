@@ -44,7 +44,7 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """Run the driver by path, as `make run` does; a warning in it is an error."""
     command = [*under, sys.executable, "-P", *flags, driver, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd="/")
+    return subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, cwd="/")
 
 
 @pytest.fixture(scope="session")

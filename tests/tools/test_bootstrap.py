@@ -175,7 +175,7 @@ def test_command_of_setup_cfg_starts_in_a_path_with_a_space(checkout: Checkout) 
     (checkout.root / "host" / "cli").mkdir(parents=True)
     (checkout.root / "host" / "cli" / "main.py").write_text("import sys\n\n\ndef main():\n    return len(sys.argv)\n")
     command = [str(checkout.root / ".venv" / "bin" / "modelhost"), "one", "two words"]
-    assert subprocess.run(command, check=False, timeout=20).returncode == 3
+    assert subprocess.run(command, check=False, timeout=100).returncode == 3
 
 
 def test_second_installation_waits_for_the_first(checkout: Checkout) -> None:
@@ -185,7 +185,7 @@ def test_second_installation_waits_for_the_first(checkout: Checkout) -> None:
         assert second.stderr is not None
         assert second.stderr.readline() == "waiting for another installation into this checkout ...\n"
         assert checkout.installations == 0
-    assert second.communicate(timeout=20)
+    assert second.communicate(timeout=100)
     assert second.returncode == 0
     assert checkout.installations == 1
 

@@ -11,7 +11,7 @@ import pytest
 from host.config.files import write_atomically
 from host.config.watch import replacements
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 
 
 async def following(path: Path) -> AsyncIterator[None]:

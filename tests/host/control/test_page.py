@@ -39,7 +39,7 @@ from host.control.watching import CLIENTS_MAX, Watcher
 from host.protocol.messages import Limits
 from host.protocol.types import Signature, TensorSpec
 
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 TENSOR = TensorSpec(name="x", datatype="FP64", shape=(-1, 1))
 CHURN = DeployedModel(
     name="churn",

@@ -68,7 +68,7 @@ class Bench:
         if worker:
             self.gateway.joined(self.worker, hello("m", "1"))
 
-    def submit(self, left_s: float = 5.0) -> Call:
+    def submit(self, left_s: float = 60.0) -> Call:
         now_ns = time.monotonic_ns()
         call = Call(
             sequence=0,

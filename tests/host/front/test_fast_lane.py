@@ -55,7 +55,7 @@ class FakeTransport:
         self._wrote.set()
 
     async def until_written(self, end: bytes) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not self.written.endswith(end):
                 self._wrote.clear()
                 await self._wrote.wait()

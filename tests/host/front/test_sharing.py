@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -280,7 +281,7 @@ def test_both_lanes_choose_the_same(user: str, drawn: float) -> None:
 
 async def test_shares_over_many_requests() -> None:
     bench = Bench(version(1), version(2, canary_percent=5))
-    bench.sharing = bench.lane.sharing = Sharing(bench.gateway, bench.shadows)
+    bench.sharing = bench.lane.sharing = Sharing(bench.gateway, bench.shadows, random.Random(1).random)  # noqa: S311
     for _ in range(10_000):
         bench.ask()
         for number in bench.asked:
