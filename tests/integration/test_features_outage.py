@@ -24,6 +24,7 @@ from packages import write_package
 
 from feature_io.client import ask_all
 from host.config.features import read_features
+from host.isolation.backoff import SHORT_LIFE_S
 from host.protocol.messages import Operation
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -33,6 +34,8 @@ HOT: Final = 20
 DEADLINE_MS: Final = 5000
 SLACK_S: Final = 3.0
 """Of a busy machine, beyond the deadline."""
+BACK_MAX_S: Final = 2.0 * PATIENCE
+"""From the end of a feature process to the next one that serves, where no others take the processors."""
 DELAY_S: Final = 3.0
 """Longer than the view's patience."""
 
@@ -242,16 +245,21 @@ def test_a_killed_feature_process_under_load(
     with Load(host, store=False) as load:
         until(lambda: sum(load.counted().get("cached", Counter()).values()) >= 100, "some answers")
         load.forget()
-        for number in range(3):
-            slot = f"features:{number % processes}"
-            pid, joined = host.slot(slot).pid, host.joined()
+        back_s: list[float] = []
+        while len(back_s) < 3 or (min(back_s) > BACK_MAX_S and len(back_s) < 9):  # on a busy machine it is tried again
+            time.sleep(SHORT_LIFE_S)  # those that die younger are held back
+            slot = f"features:{len(back_s) % processes}"
+            pid, joined, killed_s = host.slot(slot).pid, host.joined(), time.monotonic()
             host.kill(pid)
             # For control and for the front, which each have a connection of their own.
             until(lambda: host.slot(slot).ready and host.slot(slot).pid != pid, "the process is back")  # noqa: B023
             until(lambda: host.joined() > joined, "the front has it back")  # noqa: B023
+            back_s.append(time.monotonic() - killed_s)
             load.forget()
             until(lambda: load.counted().get("cached", {}).get("cached", 0) >= 10, "features are read again")
         assert_in_time(load)
+    print(f"{processes} processes: back after", *(f"{one:.2f}" for one in back_s), "s")  # noqa: T201 - for the log
+    assert min(back_s) < BACK_MAX_S
     total = load.total
     assert set(total["plain"]) == {"200"}, total
     assert set(total["cached"]) <= {"cached", "present", *(["503"] if processes == 1 else [])}, total
