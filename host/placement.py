@@ -99,8 +99,8 @@ def place(topology: Topology, demands: Sequence[Demand], kept: Mapping[str, Gran
     counted = {d.name: d.cpus for d in demands if isinstance(d.cpus, int) and not d.light}
     held = {name: grant.cpus for name, grant in (kept or {}).items() if grant.exclusive}
     given, pool = _divide(counted, free, spare, held)
-    # What has its cores goes first. So, placed again, there may be room for more, which is then given now: who places
-    # the same again moves nobody.
+    # What has its cores goes first. So, placed again, there may be room for more, which is given now: a host that
+    # starts again with what it had moves nobody.
     for _ in counted:
         more, smaller = _divide(counted, free, spare, held | given)
         if more == given:

@@ -33,8 +33,8 @@ LIMIT_S: Final = 20.0
 
 STALL_READ_S: Final = 0.4
 """The patience of a read that cannot be answered."""
-STALL_LIMIT_S: Final = 20.0
-"""By then it must have ended, on a machine that is busy with other things too."""
+STALL_LIMIT_S: Final = 8.0
+"""By then it must have ended, on a machine that is busy with other things too; less than a driver's own ten seconds."""
 
 _numbers = itertools.count(1)
 

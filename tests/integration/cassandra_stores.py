@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from cassandra_nodes import CassandraNodes
+from features import opened
 from hosts import PATIENCE
 
 from feature_io.stores import Key, Row, StoreUnavailable, ViewReader
@@ -47,7 +48,7 @@ class CassandraBench:
     async def open(self, **options: Any) -> CassandraFeatureStore:
         """Give an open store."""
         store = self.make(**options)
-        await store.open(LIMIT_S)
+        await opened(store)
         return store
 
     @asynccontextmanager

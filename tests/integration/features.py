@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hosts import Host, tensors
 from packages import UNHURRIED, write_package
 
 from feature_io.client import ask_all
-from feature_io.stores import Key, Row, make_store
+from feature_io.stores import Key, Row, Store, StoreUnavailable, make_store
 from host.config.features import Features, read_features
 from host.protocol.messages import Operation
 
@@ -85,13 +86,25 @@ def write_features(
     return path
 
 
+async def opened(store: Store) -> None:
+    """Open a store, again if a cluster that has just started does not answer in the time that it has."""
+    give_up_s = time.monotonic() + 3 * LIMIT_S
+    while True:
+        try:
+            return await store.open(LIMIT_S)
+        except StoreUnavailable:
+            if time.monotonic() > give_up_s:
+                raise
+            await asyncio.sleep(0.1)
+
+
 async def fill(features: Features, rows: dict[Key, Row], view: str = "users") -> None:
     """Make the table of a view and write rows."""
     config = features.view(view)
     assert config is not None
     store = make_store(features.store(config.store))
     try:
-        await store.open(LIMIT_S)
+        await opened(store)
         await store.create(config, LIMIT_S)
         await store.write(config, list(rows.items()), LIMIT_S)
     finally:

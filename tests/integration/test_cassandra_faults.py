@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cassandra_nodes import CassandraNodes, keytool
@@ -27,6 +26,7 @@ from cassandra_stores import (
     thread_count,
 )
 from contract import filled, make_view, scalar
+from features import opened
 
 from feature_io.stores import StoreBusy, StoreUnavailable
 from host.config.features import CASSANDRA_DRIVERS, Tls
@@ -394,14 +394,3 @@ async def test_a_cluster_with_passwords_and_tls(cassandra: CassandraNodes, tmp_p
                         await bench.make(**{**options, "tls": None}).open(LIMIT_S)
                 with pytest.raises(StoreUnavailable, match="No such file"):
                     await bench.make(**{**options, "password_file": "/nowhere"}).open(LIMIT_S)
-
-
-async def opened(store: Any) -> None:
-    """Open a store of a cluster that has just begun."""
-    give_up_s = time.monotonic() + LIMIT_S
-    while True:
-        try:
-            return await store.open(LIMIT_S)
-        except StoreUnavailable:
-            assert time.monotonic() < give_up_s
-            await asyncio.sleep(0.1)
